@@ -1,0 +1,142 @@
+//! From options to a connector: what a crate registers with the daemon.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Finding, Identity, Position, Result, Schema, Source};
+
+/// A kind of connector, as listed in the daemon's registry. One static per crate.
+pub trait ConnectorKind: Sync {
+    /// The word after `kind:`.
+    fn name(&self) -> &'static str;
+
+    /// Other words for the same.
+    fn synonyms(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// One line for lists.
+    fn summary(&self) -> &'static str;
+
+    /// JSON Schema of the options of a source, without `kind`; none if the kind has no source.
+    /// Derived from the options struct: its doc comments are the reference page.
+    fn source_options(&self) -> Option<schemars::Schema>;
+
+    /// The codes of this crate, for `explain`.
+    fn codes(&self) -> &'static [&'static crate::Code];
+
+    /// Builds a source connector from options that match the schema. Touches nothing: no network, no files.
+    /// All faults are reported, each with the option's path relative to `source`.
+    fn source(&self, context: &SourceContext, options: serde_json::Value) -> Result<Box<dyn SourceConnector>, Vec<OptionFault>>;
+}
+
+/// What a source connector is told besides its own options.
+#[derive(Clone, Debug)]
+pub struct SourceContext {
+    /// The connector's name in the config.
+    pub connector: String,
+    /// `log.prefix`: begins the names of what the connector creates at the server.
+    pub prefix: String,
+    /// Keys that the config asks for instead of the primary key, by `schema.table`.
+    pub keys: Vec<(String, Vec<String>)>,
+}
+
+/// A fault in the options, found without touching anything.
+#[derive(Debug)]
+pub struct OptionFault {
+    /// Path of the option below `source`, for example `url` or `tables[1]`.
+    pub path: String,
+    /// The error; its place is filled in by the config loader.
+    pub error: Error,
+}
+
+/// A table that the options select, as the server has it now.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// Name, columns, and the key that events will have.
+    pub schema: Arc<Schema>,
+    /// Rows in it, roughly; none if unknown.
+    pub estimated_rows: Option<u64>,
+}
+
+/// Something that `run` would create or change at the server.
+#[derive(Clone, Debug, Serialize)]
+pub struct Action {
+    /// `create`, `adopt`, `alter` or `keep`.
+    pub verb: &'static str,
+    /// `slot`, `publication` and so on.
+    pub object: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The statement or setting, exact.
+    pub detail: String,
+}
+
+/// What a first start is about to do at the server. It is committed to the checkpoint before it is done, so that a crash
+/// between the two is told apart from a lost checkpoint (crash points C3 and C4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Whether the server-side object is created, or one that exists is adopted. Only `create` may ever drop an orphan.
+    pub mode: IntentMode,
+    /// The connector's own words: object names and the state seen, enough to recognise an orphan.
+    pub detail: String,
+}
+
+/// See [`Intent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IntentMode {
+    /// Nothing was there.
+    Create,
+    /// A matching object was there and is used from where it stands.
+    Adopt,
+}
+
+/// Where a fresh connector starts.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Which server this is.
+    pub identity: Identity,
+    /// The first position.
+    pub position: Position,
+}
+
+/// A configured source: knows how to look at its server, prepare it, and open it at a position.
+///
+/// Order of calls at a start: [`verify`](Self::verify) if there is a checkpoint (before anybody is fenced); then, with the
+/// writer's place taken, [`prepare`](Self::prepare) and [`create`](Self::create) on a fresh start; then [`open`](Self::open).
+#[async_trait]
+pub trait SourceConnector: Send + Sync {
+    /// Where it connects to, without secrets, for messages.
+    fn endpoint(&self) -> String;
+
+    /// The tables that the options select now. Connects; changes nothing.
+    ///
+    /// A glob or name without match is a Config error. So is a table whose key cannot serve (see the design of keys: every key
+    /// column NOT NULL, together unique, inside what the log carries of an old row); its hint is the statement that mends it.
+    async fn tables(&self) -> Result<Vec<Table>>;
+
+    /// Every preflight, good and bad. Connects; changes nothing.
+    /// Fails only if the server cannot be reached or asked at all.
+    async fn check(&self) -> Result<Vec<Finding>>;
+
+    /// What a start would create or change at the server; `fresh` if there is no checkpoint. Changes nothing.
+    async fn plan(&self, fresh: bool) -> Result<Vec<Action>>;
+
+    /// Compares a checkpoint's identity with the server without changing or blocking anything.
+    /// Another server or database is a Config error.
+    async fn verify(&self, identity: &Identity) -> Result<()>;
+
+    /// Looks at the server and says what [`create`](Self::create) will do.
+    async fn prepare(&self) -> Result<Intent>;
+
+    /// Does what the intent says. `again` is true if the same intent was committed by an earlier start that did not get to its
+    /// first position: with mode `create` an orphan may then be dropped first.
+    async fn create(&self, intent: &Intent, again: bool) -> Result<Start>;
+
+    /// Opens the source behind `position`. Everything that makes resuming there wrong is an error of its own:
+    /// an object missing, ahead of the position, of another server or history (invariant 3).
+    async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>>;
+}

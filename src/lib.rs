@@ -1,0 +1,7 @@
+//! Headwater: the map. (Written when the parts stand.)
+
+pub mod config;
+pub mod format;
+pub mod log;
+pub mod mapping;
+pub mod pipeline;

@@ -1,0 +1,185 @@
+//! The checkpoint: two records, `position` in every transaction and `state` when it changed.
+
+use std::collections::BTreeMap;
+
+use headwater_connector::{Error, Identity, Intent, Position, Result};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{StoredRecord, codes};
+
+/// The format that this version writes; it reads this one and older ones.
+pub const FORMAT: u32 = 1;
+
+/// Key of the position record.
+pub const POSITION_KEY: &str = r#"{"checkpoint":"position"}"#;
+
+/// Key of the state record.
+pub const STATE_KEY: &str = r#"{"checkpoint":"state"}"#;
+
+/// Written in every log transaction, so it is small.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PositionRecord {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// One life of the connector; only a reset changes it.
+    pub incarnation: Uuid,
+    /// Number of resets so far.
+    pub era: u32,
+    /// The process that wrote this.
+    pub writer: Uuid,
+    /// +1 per log transaction.
+    pub seq: u64,
+    /// The source as it was verified; none before the source was prepared.
+    pub identity: Option<Identity>,
+    /// Behind everything published; none before the source was prepared.
+    pub position: Option<Position>,
+    /// Events of this transaction by topic and partition (the checkpoint topic is not counted).
+    pub counts: BTreeMap<String, BTreeMap<u32, u64>>,
+}
+
+/// Written when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// The same as in the position record.
+    pub incarnation: Uuid,
+    /// What a first start is about to do at the source; stays until the first position is committed.
+    pub intent: Option<Intent>,
+    /// Pinned partition counts by topic.
+    pub partitions: BTreeMap<String, u32>,
+    /// Tables by name.
+    pub tables: BTreeMap<String, TableState>,
+}
+
+/// What is known of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableState {
+    /// Where its events go.
+    pub topic: String,
+    /// Fingerprint of the schema that was published last.
+    pub schema: String,
+}
+
+/// Both records as read at a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The last position record.
+    pub position: PositionRecord,
+    /// The last state record.
+    pub state: StateRecord,
+}
+
+impl Checkpoint {
+    /// Decodes the last records of a checkpoint topic; none if there is no checkpoint.
+    ///
+    /// A newer format, half a checkpoint, or records of two incarnations are refused: guessing would lose events.
+    pub fn decode(topic: &str, records: &[StoredRecord]) -> Result<Option<Self>> {
+        let mut position = None;
+        let mut state = None;
+        for record in records {
+            match (record.key.as_slice(), record.value.as_deref()) {
+                (key, Some(value)) if key == POSITION_KEY.as_bytes() => position = Some(value),
+                (key, Some(value)) if key == STATE_KEY.as_bytes() => state = Some(value),
+                _ => return Err(unreadable(topic, "it holds a record that headwater did not write")),
+            }
+        }
+        let (position, state) = match (position, state) {
+            (None, None) => return Ok(None),
+            (Some(position), Some(state)) => (position, state),
+            _ => return Err(unreadable(topic, "one of its two records is missing")),
+        };
+        let position: PositionRecord = parse(topic, position)?;
+        let state: StateRecord = parse(topic, state)?;
+        if position.incarnation != state.incarnation {
+            return Err(unreadable(topic, "its two records belong to different incarnations of the connector"));
+        }
+        Ok(Some(Self { position, state }))
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(topic: &str, value: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let bad = |error: serde_json::Error| unreadable(topic, "a record is not valid").caused_by(error);
+    let Format { format } = serde_json::from_slice(value).map_err(bad)?;
+    if format > FORMAT {
+        return Err(unreadable(topic, format!("it has format {format}; this version reads up to {FORMAT}"))
+            .hint("Run the version of headwater that wrote it, or a newer one."));
+    }
+    serde_json::from_slice(value).map_err(bad)
+}
+
+fn unreadable(topic: &str, what: impl Into<String>) -> Error {
+    Error::new(&codes::CHECKPOINT_UNREADABLE, format!("the checkpoint cannot be used: {}", what.into()))
+        .at("topic", topic)
+        .hint("Do not delete the topic; run `headwater explain HW1203` for what to look at.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: &str, value: &str) -> StoredRecord {
+        StoredRecord {
+            offset: 0,
+            timestamp_ms: 0,
+            key: key.as_bytes().to_vec(),
+            value: Some(value.as_bytes().to_vec()),
+            headers: Vec::new(),
+        }
+    }
+
+    fn checkpoint() -> Checkpoint {
+        let incarnation = Uuid::from_u128(7);
+        Checkpoint {
+            position: PositionRecord {
+                format: FORMAT,
+                incarnation,
+                era: 0,
+                writer: Uuid::from_u128(9),
+                seq: 3,
+                identity: Some(Identity::from([("system", "1")])),
+                position: Some(Position::new("1:0/0")),
+                counts: BTreeMap::from([("shop.order".to_owned(), BTreeMap::from([(0, 5)]))]),
+            },
+            state: StateRecord { format: FORMAT, incarnation, ..StateRecord::default() },
+        }
+    }
+
+    fn stored(checkpoint: &Checkpoint) -> Vec<StoredRecord> {
+        vec![
+            record(POSITION_KEY, &serde_json::to_string(&checkpoint.position).unwrap()),
+            record(STATE_KEY, &serde_json::to_string(&checkpoint.state).unwrap()),
+        ]
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back() {
+        let checkpoint = checkpoint();
+        assert_eq!(Checkpoint::decode("t", &stored(&checkpoint)).unwrap(), Some(checkpoint));
+        assert_eq!(Checkpoint::decode("t", &[]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_newer_format_is_refused() {
+        let mut newer = checkpoint();
+        newer.position.format = FORMAT + 1;
+        let error = Checkpoint::decode("t", &stored(&newer)).unwrap_err();
+        assert!(error.what().contains("format 2"), "{error}");
+    }
+
+    #[test]
+    fn half_a_checkpoint_or_a_foreign_one_is_refused() {
+        let whole = stored(&checkpoint());
+        Checkpoint::decode("t", &whole[..1]).unwrap_err();
+        Checkpoint::decode("t", &whole[1..]).unwrap_err();
+        let mut foreign = checkpoint();
+        foreign.state.incarnation = Uuid::from_u128(8);
+        Checkpoint::decode("t", &stored(&foreign)).unwrap_err();
+        Checkpoint::decode("t", &[record("x", "{}")]).unwrap_err();
+    }
+}
