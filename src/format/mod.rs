@@ -1,1 +1,3 @@
-//! Formats.
+//! Row to bytes. JSON is the native format; others are options of a connector.
+
+pub mod json;

@@ -32,6 +32,9 @@ pub enum Value<'a> {
     Bytes(&'a [u8]),
     /// Compact, valid JSON: a json column, or an array with its elements by the JSON rules of their type
     Json(&'a str),
+    /// Bytes that cannot be a value of the column's type, for example text that is not UTF-8.
+    /// The connector's data policy decides what happens to the row.
+    Invalid(&'a [u8]),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,7 @@ enum Cell {
     Text(u32, u32),
     Bytes(u32, u32),
     Json(u32, u32),
+    Invalid(u32, u32),
 }
 
 /// What happened to a row.
@@ -188,6 +192,10 @@ impl Batch {
                 let (start, len) = self.push_bytes(text.as_bytes());
                 Cell::Json(start, len)
             }
+            Value::Invalid(bytes) => {
+                let (start, len) = self.push_bytes(bytes);
+                Cell::Invalid(start, len)
+            }
         };
         self.cells.push(cell);
     }
@@ -280,6 +288,7 @@ impl Batch {
             Cell::Text(start, len) => Value::Text(self.text(start, len)),
             Cell::Bytes(start, len) => Value::Bytes(&self.bytes[start as usize..(start + len) as usize]),
             Cell::Json(start, len) => Value::Json(self.text(start, len)),
+            Cell::Invalid(start, len) => Value::Invalid(&self.bytes[start as usize..(start + len) as usize]),
         }
     }
 

@@ -1,0 +1,385 @@
+//! A batch of changes becomes the records of one log transaction.
+
+use std::{collections::BTreeMap, io::Write, sync::Arc};
+
+use headwater_connector::{Batch, Before, Change, Error, Kind, Op, Result, Row, Schema, codes as contract, json};
+
+use super::{
+    Routes,
+    key::{KeyWriter, no_key},
+    payload::PayloadWriter,
+};
+use crate::log::{Span, Transaction, checkpoint::TableState, partition::partition_of, topic::InternalTopics};
+
+/// Key of the event that says that a table was emptied.
+const TRUNCATE_KEY: &[u8] = br#"{"hw.truncate":true}"#;
+
+/// Schemas kept ready beyond one per table, before the cache starts anew.
+const SPARE_SCHEMAS: usize = 64;
+
+/// Where in the history of a connector a log transaction stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Number of resets so far.
+    pub era: u32,
+    /// Sequence number of the log transaction.
+    pub seq: u64,
+}
+
+/// What encoding a batch brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Events written, dead letters included.
+    pub events: u64,
+    /// Rows that went to the dead-letter topic.
+    pub dead_letters: u64,
+    /// Whether [`Encoder::tables`] changed, so that the checkpoint's state must be written.
+    pub state_changed: bool,
+}
+
+/// Turns batches into records. Holds the compiled form of each schema it has seen.
+pub struct Encoder {
+    connector: String,
+    routes: Routes,
+    internal: InternalTopics,
+    partitions: BTreeMap<String, u32>,
+    dead_letters: bool,
+    tables: BTreeMap<String, TableState>,
+    compiled: Vec<Compiled>,
+}
+
+/// A schema, ready to write rows of.
+struct Compiled {
+    source: Arc<Schema>,
+    published: Schema,
+    entity: String,
+    fingerprint: String,
+    topic: String,
+    partitions: u32,
+    key: KeyWriter,
+    payload: PayloadWriter,
+}
+
+/// The bytes of one change, written but not yet pushed as records.
+struct Pieces {
+    op: usize,
+    old_key: Option<Span>,
+    key: Span,
+    value: Option<Span>,
+    absent: Option<Span>,
+}
+
+/// What is written once per log transaction and shared by its records.
+struct Shared {
+    place: Place,
+    index: u64,
+    ops: [Option<Span>; 5],
+    transactions: Vec<Option<Span>>,
+    schemas: Vec<Option<Span>>,
+}
+
+const CREATE: usize = 0;
+const UPDATE: usize = 1;
+const DELETE: usize = 2;
+const READ: usize = 3;
+const TRUNCATE: usize = 4;
+const OP_TEXT: [&[u8]; 5] = [b"c", b"u", b"d", b"r", b"t"];
+
+impl Encoder {
+    /// `partitions` are the pinned counts by topic; `tables` is what the checkpoint knows.
+    pub fn new(
+        connector: &str,
+        routes: Routes,
+        internal: InternalTopics,
+        partitions: BTreeMap<String, u32>,
+        tables: BTreeMap<String, TableState>,
+        dead_letters: bool,
+    ) -> Self {
+        let connector = connector.to_owned();
+        Self { connector, routes, internal, partitions, dead_letters, tables, compiled: Vec::new() }
+    }
+
+    /// The tables as the checkpoint's state should know them.
+    pub fn tables(&self) -> &BTreeMap<String, TableState> {
+        &self.tables
+    }
+
+    /// Appends the events of `batch` to `out`, which becomes the log transaction at `place`.
+    ///
+    /// After an error `out` is torn and must be dropped.
+    pub fn encode(&mut self, batch: &Batch, place: Place, out: &mut Transaction) -> Result<Encoded> {
+        let schemas = self.compile_all(batch)?;
+        let mut encoded = Encoded::default();
+        let mut shared = Shared {
+            place,
+            index: 0,
+            ops: [None; 5],
+            transactions: vec![None; batch.transactions().len()],
+            schemas: vec![None; schemas.len()],
+        };
+        for change in batch.changes() {
+            let at = change.schema as usize;
+            if shared.schemas[at].is_none() {
+                encoded.state_changed |= self.announce(schemas[at], batch, change, out);
+                let fingerprint = &self.compiled[schemas[at]].fingerprint;
+                shared.schemas[at] = Some(out.write(|bytes| bytes.extend_from_slice(fingerprint.as_bytes())));
+            }
+            self.encode_change(batch, change, &self.compiled[schemas[at]], &mut shared, out, &mut encoded)?;
+        }
+        encoded.events = shared.index;
+        Ok(encoded)
+    }
+
+    /// Index into `compiled` for each schema of the batch.
+    fn compile_all(&mut self, batch: &Batch) -> Result<Vec<usize>> {
+        if self.compiled.len() > SPARE_SCHEMAS + self.tables.len() {
+            self.compiled.clear();
+        }
+        let mut indices = Vec::with_capacity(batch.schemas().len());
+        for schema in batch.schemas() {
+            let known = self.compiled.iter().rposition(|compiled| Arc::ptr_eq(&compiled.source, schema));
+            indices.push(match known {
+                Some(index) => index,
+                None => {
+                    self.compiled.push(self.compile(schema)?);
+                    self.compiled.len() - 1
+                }
+            });
+        }
+        Ok(indices)
+    }
+
+    fn compile(&self, schema: &Arc<Schema>) -> Result<Compiled> {
+        let unrouted = || {
+            Error::new(&contract::INVARIANT, "the source sent a change of a table that has no route").at("table", &schema.table)
+        };
+        let route = self.routes.get(&schema.table).ok_or_else(unrouted)?;
+        let partitions = self.partitions.get(&route.topic).copied().ok_or_else(unrouted)?;
+        let columns = route.columns.as_ref();
+        let mut published = (**schema).clone();
+        let takes = |name: &str| columns.is_none_or(|choice| choice.takes(name));
+        published.columns.retain(|column| takes(&column.name));
+        published.key = schema.key_names().into_iter().filter_map(|name| published.column(name)).collect();
+        Ok(Compiled {
+            fingerprint: published.fingerprint(&route.entity).to_string(),
+            published,
+            entity: route.entity.clone(),
+            topic: route.topic.clone(),
+            partitions,
+            key: KeyWriter::new(schema),
+            payload: PayloadWriter::new(schema, columns),
+            source: Arc::clone(schema),
+        })
+    }
+
+    /// Writes the schema record if the log does not have it as the table's latest.
+    fn announce(&mut self, index: usize, batch: &Batch, change: &Change, out: &mut Transaction) -> bool {
+        let compiled = &self.compiled[index];
+        let table = &compiled.source.table;
+        let known = self.tables.get(table);
+        if known.is_some_and(|state| state.schema == compiled.fingerprint && state.topic == compiled.topic) {
+            return false;
+        }
+        let topic = out.topic_index(&self.internal.schema);
+        let key = out.write(|bytes| drop(write!(bytes, r#"{{"schema":"{}"}}"#, compiled.fingerprint)));
+        let record = compiled.published.record(&self.connector, &compiled.entity).to_string();
+        let value = out.write(|bytes| bytes.extend_from_slice(record.as_bytes()));
+        out.push_record(topic, 0, timestamp_ms(batch, change), key, Some(value));
+        let state = TableState { topic: compiled.topic.clone(), schema: compiled.fingerprint.clone() };
+        self.tables.insert(table.clone(), state);
+        true
+    }
+
+    fn encode_change(
+        &self,
+        batch: &Batch,
+        change: &Change,
+        compiled: &Compiled,
+        shared: &mut Shared,
+        out: &mut Transaction,
+        encoded: &mut Encoded,
+    ) -> Result<()> {
+        if change.op == Op::Truncate {
+            truncate(batch, change, compiled, shared, out);
+            return Ok(());
+        }
+        let mark = out.mark();
+        match compiled.write(batch, change, out) {
+            Ok(pieces) => compiled.push(batch, change, &pieces, shared, out),
+            Err(error) if self.dead_letters && error.kind() == Kind::Data => {
+                out.rewind(mark);
+                self.push_dead_letter(batch, change, compiled, &error, shared, out);
+                encoded.dead_letters += 1;
+            }
+            Err(error) => {
+                let transaction = &batch.transactions()[change.transaction as usize];
+                return Err(error.at("transaction", batch.transaction_id(transaction)));
+            }
+        }
+        Ok(())
+    }
+
+    /// `{"table":…,"pos":…}` → what is known of the row and why it could not be an event.
+    fn push_dead_letter(
+        &self,
+        batch: &Batch,
+        change: &Change,
+        compiled: &Compiled,
+        error: &Error,
+        shared: &mut Shared,
+        out: &mut Transaction,
+    ) {
+        let topic = out.topic_index(&self.internal.dead);
+        let op = op_of(change);
+        let pos = shared.pos(out);
+        let pos_text = String::from_utf8_lossy(out.bytes(pos)).into_owned();
+        let table = &compiled.source.table;
+        let key = out.write(|bytes| {
+            bytes.extend_from_slice(br#"{"table":"#);
+            json::push_string(bytes, table);
+            let _ = write!(bytes, r#","pos":"{pos_text}"}}"#);
+        });
+        let row = change.after.or(change.before.row());
+        let value = out.write(|bytes| {
+            bytes.extend_from_slice(br#"{"table":"#);
+            json::push_string(bytes, table);
+            let _ = write!(bytes, r#","op":"{}","code":"{}","reason":"#, char::from(OP_TEXT[op][0]), error.code().id);
+            json::push_string(bytes, &error.what());
+            bytes.extend_from_slice(br#","columns":"#);
+            match row {
+                Some(row) => compiled.payload.write_salvaged(bytes, batch, row),
+                None => bytes.extend_from_slice(b"{}"),
+            }
+            bytes.push(b'}');
+        });
+        shared.push_headers(batch, change, op, pos, None, out);
+        out.push_record(topic, 0, timestamp_ms(batch, change), key, Some(value));
+    }
+}
+
+impl Compiled {
+    /// Writes the bytes of a change. Nothing is pushed, so that a data error can be undone.
+    fn write(&self, batch: &Batch, change: &Change, out: &mut Transaction) -> Result<Pieces> {
+        let Some(after) = change.after else {
+            let before = change.before.row().ok_or_else(|| no_key(&self.source, "the log does not carry the old row"))?;
+            let key = self.write_key(batch, before, out)?;
+            return Ok(Pieces { op: DELETE, old_key: None, key, value: None, absent: None });
+        };
+        let mut op = op_of(change);
+        let key = self.write_key(batch, after, out)?;
+        let mut old_key = None;
+        if op == UPDATE && change.before != Before::None {
+            let before = change.before.row().ok_or_else(|| no_key(&self.source, "the log does not carry the old row"))?;
+            let old = self.write_key(batch, before, out)?;
+            if out.bytes(old) != out.bytes(key) {
+                // A changed key ends the old row and begins a new one.
+                old_key = Some(old);
+                op = CREATE;
+            }
+        }
+        let mark = out.mark();
+        let absent = self.payload.write(out.arena(), batch, &self.source, after)?;
+        let value = Some(out.span_from(mark));
+        let absent = absent.then(|| out.write(|bytes| self.payload.write_absent(bytes, batch, &self.source, after)));
+        Ok(Pieces { op, old_key, key, value, absent })
+    }
+
+    fn write_key(&self, batch: &Batch, row: Row, out: &mut Transaction) -> Result<Span> {
+        let mark = out.mark();
+        self.key.write(out.arena(), batch, &self.source, row)?;
+        Ok(out.span_from(mark))
+    }
+
+    /// Pushes the records of a change: the tombstone of the old key first.
+    fn push(&self, batch: &Batch, change: &Change, pieces: &Pieces, shared: &mut Shared, out: &mut Transaction) {
+        let topic = out.topic_index(&self.topic);
+        let timestamp_ms = timestamp_ms(batch, change);
+        if let Some(old_key) = pieces.old_key {
+            let pos = shared.pos(out);
+            shared.push_headers(batch, change, DELETE, pos, None, out);
+            let partition = partition_of(out.bytes(old_key), self.partitions);
+            out.push_record(topic, partition, timestamp_ms, old_key, None);
+        }
+        let pos = shared.pos(out);
+        shared.push_headers(batch, change, pieces.op, pos, pieces.absent, out);
+        let partition = partition_of(out.bytes(pieces.key), self.partitions);
+        out.push_record(topic, partition, timestamp_ms, pieces.key, pieces.value);
+    }
+}
+
+impl Shared {
+    /// `<era>-<seq>-<index>` in fixed-width hex: sorts as text in publication order.
+    fn pos(&mut self, out: &mut Transaction) -> Span {
+        let (era, seq, index) = (u64::from(self.place.era), self.place.seq, self.index);
+        self.index += 1;
+        out.write(|bytes| {
+            push_hex(bytes, era, 4);
+            bytes.push(b'-');
+            push_hex(bytes, seq, 12);
+            bytes.push(b'-');
+            push_hex(bytes, index, 8);
+        })
+    }
+
+    fn push_headers(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        op: usize,
+        pos: Span,
+        absent: Option<Span>,
+        out: &mut Transaction,
+    ) {
+        let op_span = *self.ops[op].get_or_insert_with(|| out.write(|bytes| bytes.extend_from_slice(OP_TEXT[op])));
+        out.push_header("hw.op", op_span);
+        out.push_header("hw.pos", pos);
+        if op != READ {
+            let at = change.transaction as usize;
+            let tx = *self.transactions[at].get_or_insert_with(|| {
+                let id = batch.transaction_id(&batch.transactions()[at]);
+                out.write(|bytes| bytes.extend_from_slice(id.as_bytes()))
+            });
+            out.push_header("hw.tx", tx);
+        }
+        if let Some(schema) = self.schemas[change.schema as usize] {
+            out.push_header("hw.schema", schema);
+        }
+        if let Some(absent) = absent {
+            out.push_header("hw.absent", absent);
+        }
+    }
+}
+
+/// One event in every partition, because the keys of the emptied table are in all of them.
+fn truncate(batch: &Batch, change: &Change, compiled: &Compiled, shared: &mut Shared, out: &mut Transaction) {
+    let topic = out.topic_index(&compiled.topic);
+    let key = out.write(|bytes| bytes.extend_from_slice(TRUNCATE_KEY));
+    for partition in 0..compiled.partitions {
+        let pos = shared.pos(out);
+        shared.push_headers(batch, change, TRUNCATE, pos, None, out);
+        out.push_record(topic, partition, timestamp_ms(batch, change), key, None);
+    }
+}
+
+fn op_of(change: &Change) -> usize {
+    match change.op {
+        Op::Insert => CREATE,
+        Op::Update => UPDATE,
+        Op::Delete => DELETE,
+        Op::Read => READ,
+        Op::Truncate => TRUNCATE,
+    }
+}
+
+fn timestamp_ms(batch: &Batch, change: &Change) -> i64 {
+    batch.transactions()[change.transaction as usize].commit_time_us.div_euclid(1000)
+}
+
+fn push_hex(out: &mut Vec<u8>, number: u64, digits: u32) {
+    for digit in (0..digits).rev() {
+        out.push(b"0123456789abcdef"[(number >> (4 * digit)) as usize & 15]);
+    }
+}
+
+#[cfg(test)]
+mod tests;
