@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod format;
+pub mod http;
 pub mod log;
 pub mod mapping;
 pub mod pipeline;
+pub mod shutdown;
+pub mod telemetry;

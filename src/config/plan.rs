@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use headwater_connector::{ConnectorKind, SourceConnector};
 
-use crate::mapping::rule::Events;
+use crate::{mapping::rule::Events, pipeline::ingest::CommitOptions};
 
 /// Everything that `run`, `check` and `plan` work from. Nothing in it was connected to yet.
 pub struct Plan {
@@ -39,6 +39,8 @@ pub struct SourcePlan {
     pub connector: Arc<dyn SourceConnector>,
     /// How rows become events.
     pub events: Events,
+    /// When to commit.
+    pub commit: CommitOptions,
     /// The file that declares it.
     pub file: PathBuf,
 }

@@ -45,6 +45,7 @@ pub struct Encoder {
     partitions: BTreeMap<String, u32>,
     dead_letters: bool,
     tables: BTreeMap<String, TableState>,
+    topics: Vec<Arc<str>>,
     compiled: Vec<Compiled>,
 }
 
@@ -54,7 +55,9 @@ struct Compiled {
     published: Schema,
     entity: String,
     fingerprint: String,
-    topic: String,
+    /// Index into the topics of [`Encoder::transaction`].
+    topic: u32,
+    topic_name: String,
     partitions: u32,
     key: KeyWriter,
     payload: PayloadWriter,
@@ -96,7 +99,14 @@ impl Encoder {
         dead_letters: bool,
     ) -> Self {
         let connector = connector.to_owned();
-        Self { connector, routes, internal, partitions, dead_letters, tables, compiled: Vec::new() }
+        let fixed = [&internal.schema, &internal.dead, &internal.checkpoint];
+        let topics = fixed.into_iter().chain(routes.iter().map(|route| &route.topic)).map(|topic| topic.as_str().into());
+        Self { topics: topics.collect(), connector, routes, internal, partitions, dead_letters, tables, compiled: Vec::new() }
+    }
+
+    /// An empty log transaction that [`encode`](Self::encode) can fill: it knows the topics by the encoder's indices.
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(self.topics.clone())
     }
 
     /// The tables as the checkpoint's state should know them.
@@ -164,7 +174,8 @@ impl Encoder {
             fingerprint: published.fingerprint(&route.entity).to_string(),
             published,
             entity: route.entity.clone(),
-            topic: route.topic.clone(),
+            topic: self.topic_index(&route.topic),
+            topic_name: route.topic.clone(),
             partitions,
             key: KeyWriter::new(schema),
             payload: PayloadWriter::new(schema, columns),
@@ -172,20 +183,25 @@ impl Encoder {
         })
     }
 
+    fn topic_index(&self, topic: &str) -> u32 {
+        let found = self.topics.iter().position(|known| &**known == topic);
+        found.expect("the encoder's topics hold every route's topic") as u32
+    }
+
     /// Writes the schema record if the log does not have it as the table's latest.
     fn announce(&mut self, index: usize, batch: &Batch, change: &Change, out: &mut Transaction) -> bool {
         let compiled = &self.compiled[index];
         let table = &compiled.source.table;
         let known = self.tables.get(table);
-        if known.is_some_and(|state| state.schema == compiled.fingerprint && state.topic == compiled.topic) {
+        if known.is_some_and(|state| state.schema == compiled.fingerprint && state.topic == compiled.topic_name) {
             return false;
         }
-        let topic = out.topic_index(&self.internal.schema);
+        let topic = self.topic_index(&self.internal.schema);
         let key = out.write(|bytes| drop(write!(bytes, r#"{{"schema":"{}"}}"#, compiled.fingerprint)));
         let record = compiled.published.record(&self.connector, &compiled.entity).to_string();
         let value = out.write(|bytes| bytes.extend_from_slice(record.as_bytes()));
         out.push_record(topic, 0, timestamp_ms(batch, change), key, Some(value));
-        let state = TableState { topic: compiled.topic.clone(), schema: compiled.fingerprint.clone() };
+        let state = TableState { topic: compiled.topic_name.clone(), schema: compiled.fingerprint.clone() };
         self.tables.insert(table.clone(), state);
         true
     }
@@ -229,7 +245,7 @@ impl Encoder {
         shared: &mut Shared,
         out: &mut Transaction,
     ) {
-        let topic = out.topic_index(&self.internal.dead);
+        let topic = self.topic_index(&self.internal.dead);
         let op = op_of(change);
         let pos = shared.pos(out);
         let pos_text = String::from_utf8_lossy(out.bytes(pos)).into_owned();
@@ -292,7 +308,7 @@ impl Compiled {
 
     /// Pushes the records of a change: the tombstone of the old key first.
     fn push(&self, batch: &Batch, change: &Change, pieces: &Pieces, shared: &mut Shared, out: &mut Transaction) {
-        let topic = out.topic_index(&self.topic);
+        let topic = self.topic;
         let timestamp_ms = timestamp_ms(batch, change);
         if let Some(old_key) = pieces.old_key {
             let pos = shared.pos(out);
@@ -352,7 +368,7 @@ impl Shared {
 
 /// One event in every partition, because the keys of the emptied table are in all of them.
 fn truncate(batch: &Batch, change: &Change, compiled: &Compiled, shared: &mut Shared, out: &mut Transaction) {
-    let topic = out.topic_index(&compiled.topic);
+    let topic = compiled.topic;
     let key = out.write(|bytes| bytes.extend_from_slice(TRUNCATE_KEY));
     for partition in 0..compiled.partitions {
         let pos = shared.pos(out);

@@ -1,0 +1,102 @@
+//! HTTP on loopback: health, readiness, metrics, status.
+
+pub mod codes;
+mod metrics;
+
+use std::net::SocketAddr;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use headwater_connector::{Error, Kind, Result};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::{pipeline::Handle, shutdown::Shutdown};
+
+/// Binds the address before anything else is touched, so that a second daemon ends here and the first is undisturbed.
+pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        Error::new(&codes::PORT_BUSY, "the HTTP address cannot be bound")
+            .at("option", "http.listen")
+            .at("address", listen)
+            .hint("Stop the process that listens there, or set another `http.listen`.")
+            .caused_by(error)
+    })
+}
+
+/// Serves until the signal.
+pub async fn serve(listener: TcpListener, handle: Handle, mut shutdown: Shutdown) {
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_page))
+        .route("/v1/status", get(status))
+        .with_state(handle);
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.wait().await }).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "HTTP ended");
+    }
+}
+
+/// HTTP status of an error that ends a request.
+pub fn status_code(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::Config | Kind::Data => StatusCode::BAD_REQUEST,
+        Kind::Environment | Kind::Retry => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Lost | Kind::Fenced => StatusCode::CONFLICT,
+        Kind::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// 200 once every connector streams, else 503; the body names those that do not, so that a probe's log explains itself.
+async fn ready(State(handle): State<Handle>) -> Response {
+    let waiting: Vec<_> = handle
+        .connectors()
+        .iter()
+        .filter(|status| status.state() != crate::pipeline::handle::State::Streaming)
+        .map(|status| json!({ "name": status.name(), "state": status.state() }))
+        .collect();
+    let code = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(json!({ "ready": waiting.is_empty(), "waiting": waiting }))).into_response()
+}
+
+async fn status(State(handle): State<Handle>, headers: HeaderMap) -> Response {
+    if !is_local(&headers) {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    Json(json!({ "connectors": handle.status().await })).into_response()
+}
+
+async fn metrics_page(State(handle): State<Handle>) -> Response {
+    let page = metrics::page(&handle).await;
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response()
+}
+
+/// A page of another site whose name was pointed at loopback must not read the status (DNS rebinding).
+fn is_local(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return true };
+    let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit())).map_or(host, |parts| parts.0);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_served() {
+        let with = |host: &str| HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
+        for host in ["localhost:8787", "127.0.0.1:8787", "[::1]:8787", "localhost"] {
+            assert!(is_local(&with(host)), "{host}");
+        }
+        for host in ["evil.example:8787", "192.0.2.1", "localhost.evil.example"] {
+            assert!(!is_local(&with(host)), "{host}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Codes of the pipeline: HW1170 and up.
+
+headwater_connector::codes! { "src/pipeline/codes";
+    PANICKED = "HW1170", Bug, "a connector panicked";
+    TOPIC_TAKEN = "HW1171", Config, "two connectors would write to one topic";
+    PARTITIONS_PINNED = "HW1172", Environment, "a topic has fewer partitions than are pinned";
+    PARTITIONS_CHANGED = "HW1173", Config, "the partition count of a live topic was changed in the config";
+}

@@ -1,0 +1,294 @@
+//! Status out: what each connector is doing, measured when somebody asks.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use headwater_connector::{Error, Monitor, Position};
+use serde::Serialize;
+
+use super::now_us;
+
+/// How long a status waits for the source's answer about its lag.
+const LAG_WAIT: Duration = Duration::from_secs(2);
+
+/// Rates are averaged over about this long.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
+
+/// What a connector does at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Checking, fencing, opening.
+    Starting,
+    /// Reading and publishing.
+    Streaming,
+    /// Waiting to try again after an error that may pass.
+    Retrying,
+    /// Ended: by an error that does not pass, or with the daemon.
+    Stopped,
+}
+
+/// What a connector's task and its observers share.
+pub struct Status {
+    name: String,
+    inner: Mutex<Inner>,
+    /// Counters since the daemon started.
+    pub counters: Counters,
+}
+
+/// Counters since the daemon started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Events committed to topics.
+    pub events: AtomicU64,
+    /// Bytes of committed records.
+    pub bytes: AtomicU64,
+    /// Log transactions committed.
+    pub commits: AtomicU64,
+    /// Microseconds spent waiting for commits.
+    pub commit_us: AtomicU64,
+    /// Rows sent to the dead-letter topic.
+    pub dead_letters: AtomicU64,
+    /// Attempts that ended in an error.
+    pub failures: AtomicU64,
+}
+
+struct Inner {
+    state: State,
+    position: Option<Position>,
+    error: Option<ErrorView>,
+    monitor: Option<Arc<dyn Monitor>>,
+    /// Source commit time of the newest published event.
+    newest_us: Option<i64>,
+    samples: VecDeque<(Instant, u64)>,
+}
+
+/// An error as status shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ErrorView {
+    /// The stable code.
+    pub code: &'static str,
+    /// One of the seven kinds.
+    pub kind: &'static str,
+    /// What happened and where.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl From<&Error> for ErrorView {
+    fn from(error: &Error) -> Self {
+        let place: String = error.place().iter().map(|(label, value)| format!(", {label} {value}")).collect();
+        Self {
+            code: error.code().id,
+            kind: error.kind().name(),
+            message: format!("{}{place}", error.what()),
+            hint: error.hint_text().to_owned(),
+        }
+    }
+}
+
+/// One connector as `status` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectorView {
+    /// Its name.
+    pub name: String,
+    /// `source` or `sink`.
+    pub role: &'static str,
+    /// See [`State`].
+    pub state: State,
+    /// The last committed position.
+    pub position: Option<Position>,
+    /// How far behind it is.
+    pub lag: Lag,
+    /// Events per second over the last seconds.
+    pub events_per_second: f64,
+    /// Events committed since the daemon started.
+    pub events: u64,
+    /// The last error, until things go well again.
+    pub error: Option<ErrorView>,
+}
+
+/// Lag; null where it cannot be measured now.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Lag {
+    /// Bytes of source log not yet in the topics.
+    pub bytes: Option<u64>,
+    /// Age of the newest published event while there is more to publish; 0 when caught up.
+    pub seconds: Option<f64>,
+}
+
+impl Status {
+    /// Of a connector that is about to start.
+    pub fn new(name: &str) -> Self {
+        let inner = Inner {
+            state: State::Starting,
+            position: None,
+            error: None,
+            monitor: None,
+            newest_us: None,
+            samples: VecDeque::new(),
+        };
+        Self { name: name.to_owned(), inner: Mutex::new(inner), counters: Counters::default() }
+    }
+
+    /// An attempt begins.
+    pub(super) fn starting(&self) {
+        let mut inner = self.lock();
+        inner.state = State::Starting;
+        inner.monitor = None;
+    }
+
+    /// The source is open; everything up to `position` is committed.
+    pub(super) fn streaming(&self, position: &Position, monitor: Arc<dyn Monitor>) {
+        let mut inner = self.lock();
+        inner.state = State::Streaming;
+        inner.position = Some(position.clone());
+        inner.monitor = Some(monitor);
+        inner.error = None;
+    }
+
+    /// A log transaction was committed.
+    pub(super) fn committed(&self, position: &Position, commit: &Commit) {
+        let events = self.counters.events.fetch_add(commit.events, Ordering::Relaxed) + commit.events;
+        self.counters.bytes.fetch_add(commit.bytes, Ordering::Relaxed);
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.counters.dead_letters.fetch_add(commit.dead_letters, Ordering::Relaxed);
+        self.counters.commit_us.fetch_add(commit.took.as_micros() as u64, Ordering::Relaxed);
+        let mut inner = self.lock();
+        inner.position = Some(position.clone());
+        inner.newest_us = commit.newest_us.or(inner.newest_us);
+        sample(&mut inner.samples, events);
+    }
+
+    /// The attempt failed; another follows.
+    pub(super) fn retrying(&self, error: &Error) {
+        self.ended(State::Retrying, Some(error));
+    }
+
+    /// The connector ended, by itself or with an error.
+    pub(super) fn stopped(&self, error: Option<&Error>) {
+        self.ended(State::Stopped, error);
+    }
+
+    fn ended(&self, state: State, error: Option<&Error>) {
+        let mut inner = self.lock();
+        inner.state = state;
+        inner.monitor = None;
+        if let Some(error) = error {
+            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            inner.error = Some(error.into());
+        }
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        self.lock().state
+    }
+
+    /// The connector's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Everything about the connector now; asks the source for its lag.
+    pub async fn view(&self) -> ConnectorView {
+        let (state, position, error, monitor, newest_us, rate) = {
+            let inner = self.lock();
+            let rate = rate(&inner.samples, self.counters.events.load(Ordering::Relaxed));
+            (inner.state, inner.position.clone(), inner.error.clone(), inner.monitor.clone(), inner.newest_us, rate)
+        };
+        let lag = match (&position, monitor) {
+            (Some(position), Some(monitor)) => measure(position, &*monitor, newest_us).await,
+            _ => Lag::default(),
+        };
+        let events = self.counters.events.load(Ordering::Relaxed);
+        let name = self.name.clone();
+        ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while holding the lock leaves plain values behind, never torn ones.
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// One committed log transaction, for the counters.
+pub(super) struct Commit {
+    pub events: u64,
+    pub bytes: u64,
+    pub dead_letters: u64,
+    pub newest_us: Option<i64>,
+    pub took: Duration,
+}
+
+async fn measure(position: &Position, monitor: &dyn Monitor, newest_us: Option<i64>) -> Lag {
+    let Ok(Ok(bytes)) = tokio::time::timeout(LAG_WAIT, monitor.lag_bytes(position)).await else {
+        return Lag::default();
+    };
+    let seconds = match (bytes, newest_us) {
+        (0, _) => Some(0.0),
+        (_, Some(newest_us)) => Some((now_us() - newest_us).max(0) as f64 / 1e6),
+        (_, None) => None,
+    };
+    Lag { bytes: Some(bytes), seconds }
+}
+
+fn sample(samples: &mut VecDeque<(Instant, u64)>, events: u64) {
+    let now = Instant::now();
+    // Spaced samples keep the list short whatever the commit rate.
+    if samples.back().is_none_or(|(at, _)| now.duration_since(*at) >= RATE_WINDOW / 40) {
+        samples.push_back((now, events));
+    }
+    while samples.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
+        samples.pop_front();
+    }
+}
+
+fn rate(samples: &VecDeque<(Instant, u64)>, events: u64) -> f64 {
+    let now = Instant::now();
+    let Some((at, before)) = samples.iter().find(|(at, _)| now.duration_since(*at) <= RATE_WINDOW) else { return 0.0 };
+    let elapsed = now.duration_since(*at).max(RATE_WINDOW / 40);
+    (events.saturating_sub(*before)) as f64 / elapsed.as_secs_f64()
+}
+
+/// What the command line and HTTP may ask of a running daemon.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) connectors: Arc<[Arc<Status>]>,
+}
+
+impl Handle {
+    /// Every connector, in the order of the config, asked at the same time.
+    pub async fn status(&self) -> Vec<ConnectorView> {
+        let mut tasks = Vec::with_capacity(self.connectors.len());
+        for status in self.connectors.iter() {
+            let status = Arc::clone(status);
+            tasks.push(tokio::spawn(async move { status.view().await }));
+        }
+        let mut views = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            // A view neither panics nor is cancelled.
+            if let Ok(view) = task.await {
+                views.push(view);
+            }
+        }
+        views
+    }
+
+    /// The connectors, for metrics.
+    pub fn connectors(&self) -> &[Arc<Status>] {
+        &self.connectors
+    }
+
+    /// Whether every connector streams.
+    pub fn is_ready(&self) -> bool {
+        self.connectors.iter().all(|status| status.state() == State::Streaming)
+    }
+}

@@ -1,0 +1,222 @@
+//! Source to log: pull, map, encode, commit, ack.
+//!
+//! Two log transactions exist: while one is committed, the next batch is read and encoded. Everything happens in the
+//! connector's one task; the only hand-over is the whole transaction to the log.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use headwater_connector::{Batch, Error, Limits, Position, Result, Source, SourceConnector};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    handle::{Commit, Status},
+    start::{Claims, Progress, Started, in_doubt, start},
+};
+use crate::{
+    log::{LogWriter, SharedLog, Transaction, checkpoint::Checkpoint, codes as log_codes},
+    mapping::{Encoder, encode::Encoded, rule::Events},
+    shutdown::Shutdown,
+};
+
+/// Memory that an idle batch or transaction keeps.
+const KEEP_BYTES: usize = 8 << 20;
+
+/// When a log transaction is committed. The defaults favour latency when idle and throughput under backlog.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommitOptions {
+    /// Commit at the latest with this many bytes of rows. A source transaction that alone is larger is published in slices.
+    #[schemars(range(min = 65536, max = 67_108_864))]
+    pub max_bytes: usize,
+    /// Commit at the latest with this many events.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_events: usize,
+    /// While an earlier transaction is being committed, gather for this many milliseconds. When idle, nothing waits.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub linger_ms: u64,
+}
+
+impl Default for CommitOptions {
+    fn default() -> Self {
+        Self { max_bytes: 4 << 20, max_events: 20_000, linger_ms: 5 }
+    }
+}
+
+impl CommitOptions {
+    fn limits(self, committing: bool) -> Limits {
+        let linger = if committing { Duration::from_millis(self.linger_ms) } else { Duration::ZERO };
+        Limits { max_bytes: self.max_bytes, max_changes: self.max_events, linger, ..Limits::default() }
+    }
+}
+
+/// Everything that one source connector works with.
+pub struct Ingest {
+    /// The connector's name.
+    pub name: String,
+    /// `log.prefix`.
+    pub prefix: String,
+    /// The configured source.
+    pub connector: Arc<dyn SourceConnector>,
+    /// Where topics live.
+    pub log: SharedLog,
+    /// How rows become events.
+    pub events: Events,
+    /// When to commit.
+    pub commit: CommitOptions,
+    /// This process, as the checkpoint names it.
+    pub writer: Uuid,
+    /// Topics of all connectors.
+    pub claims: Arc<Claims>,
+    /// What observers see.
+    pub status: Arc<Status>,
+    owned: AtomicBool,
+}
+
+impl Ingest {
+    /// A connector that has not started.
+    pub fn new(name: &str, prefix: &str, connector: Arc<dyn SourceConnector>, log: SharedLog, events: Events) -> Self {
+        Self {
+            name: name.to_owned(),
+            prefix: prefix.to_owned(),
+            connector,
+            log,
+            events,
+            commit: CommitOptions::default(),
+            writer: Uuid::new_v4(),
+            claims: Arc::default(),
+            status: Arc::new(Status::new(name)),
+            owned: AtomicBool::new(false),
+        }
+    }
+
+    /// This process has committed a checkpoint of its own: from now on another writer in the checkpoint is a rival.
+    pub(super) fn own(&self) {
+        self.owned.store(true, Ordering::Relaxed);
+    }
+
+    /// Stands down if another process took the place that was ours. Before we ever had it, another writer is a predecessor.
+    pub(super) fn refuse_rival(&self, checkpoint: &Checkpoint) -> Result<()> {
+        if checkpoint.position.writer == self.writer || !self.owned.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Error::new(&log_codes::FENCED, "another headwater took over this connector")
+            .at("connector", &self.name)
+            .at("writer", checkpoint.position.writer)
+            .hint("Find the other instance and stop one of the two; instances that share a cluster need different `log.prefix`."))
+    }
+
+    /// One attempt: takes the place, then moves batches until the signal or an error.
+    pub async fn run(&self, shutdown: &mut Shutdown) -> Result<()> {
+        let started = tokio::select! {
+            biased;
+            () = shutdown.wait() => return Ok(()),
+            started = start(self) => started?,
+        };
+        tracing::info!(connector = %self.name, "streaming");
+        self.stream(started, shutdown).await
+    }
+
+    async fn stream(&self, started: Started, shutdown: &mut Shutdown) -> Result<()> {
+        let Started { mut writer, mut source, mut encoder, mut progress } = started;
+        let mut spare = vec![encoder.transaction(), encoder.transaction()];
+        let mut batch = Batch::default();
+        let mut ready: Option<Ready> = None;
+        loop {
+            let limits = self.commit.limits(ready.is_some());
+            let out = spare.pop().unwrap_or_else(|| encoder.transaction());
+            let read = read(&mut *source, &mut encoder, &mut progress, &mut batch, out, &limits, shutdown);
+            let next = match ready.take() {
+                None => read.await?,
+                Some(current) => {
+                    // Both are borrowed for this round only; the first error ends the attempt and drops the other half.
+                    let (done, next) = tokio::try_join!(self.commit(&mut *writer, current), read)?;
+                    spare.push(done.out);
+                    source.ack(&done.position).await?;
+                    next
+                }
+            };
+            match next {
+                Next::Ready(next) => ready = Some(next),
+                Next::Nothing(out) => spare.push(out),
+                Next::Stop => break,
+            }
+        }
+        source.close().await?;
+        writer.close().await;
+        Ok(())
+    }
+
+    async fn commit(&self, writer: &mut dyn LogWriter, ready: Ready) -> Result<Done> {
+        let began = Instant::now();
+        let bytes = ready.out.size_bytes() as u64;
+        let out = writer.commit(ready.out).await.map_err(in_doubt)?;
+        let commit = Commit {
+            events: ready.events,
+            bytes,
+            dead_letters: ready.dead_letters,
+            newest_us: ready.newest_us,
+            took: began.elapsed(),
+        };
+        self.status.committed(&ready.position, &commit);
+        Ok(Done { out, position: ready.position })
+    }
+}
+
+/// A log transaction that only needs its commit.
+struct Ready {
+    out: Transaction,
+    position: Position,
+    events: u64,
+    dead_letters: u64,
+    newest_us: Option<i64>,
+}
+
+/// A log transaction that is durable.
+struct Done {
+    out: Transaction,
+    position: Position,
+}
+
+enum Next {
+    Ready(Ready),
+    Nothing(Transaction),
+    Stop,
+}
+
+/// Pulls a batch and makes it a log transaction.
+async fn read(
+    source: &mut dyn Source,
+    encoder: &mut Encoder,
+    progress: &mut Progress,
+    batch: &mut Batch,
+    mut out: Transaction,
+    limits: &Limits,
+    shutdown: &mut Shutdown,
+) -> Result<Next> {
+    batch.clear(KEEP_BYTES);
+    out.clear(KEEP_BYTES);
+    tokio::select! {
+        biased;
+        () = shutdown.wait() => return Ok(Next::Stop),
+        result = source.next_batch(batch, limits) => result?,
+    }
+    let Some(position) = batch.position().cloned() else {
+        return Ok(Next::Nothing(out));
+    };
+    let encoded = encoder.encode(batch, progress.next_place(), &mut out)?;
+    let tables = encoded.state_changed.then(|| encoder.tables());
+    progress.finish(Some(&position), tables, &mut out);
+    let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
+    let Encoded { events, dead_letters, .. } = encoded;
+    Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us }))
+}
+

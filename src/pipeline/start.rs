@@ -1,0 +1,305 @@
+//! Taking a connector's place and finding where it stood: steps 1 to 4 and 9 of the protocol in the architecture guide.
+
+use std::collections::{BTreeMap, HashMap};
+
+use headwater_connector::{Error, Identity, Intent, Position, Result, Source};
+use uuid::Uuid;
+
+use super::{codes, ingest::Ingest, now_us};
+use crate::{
+    log::{
+        Cleanup, LogWriter, TopicSpec, Transaction,
+        checkpoint::{Checkpoint, FORMAT, POSITION_KEY, PositionRecord, STATE_KEY, StateRecord, TableState},
+        codes as log_codes,
+        topic::InternalTopics,
+    },
+    mapping::{Encoder, Place, Routes, route::collision_key, rule::OnDataError},
+};
+
+/// A connector that holds its place and is open at its position.
+pub struct Started {
+    pub writer: Box<dyn LogWriter>,
+    pub source: Box<dyn Source>,
+    pub encoder: Encoder,
+    pub progress: Progress,
+}
+
+/// The checkpoint as it will be written next.
+pub struct Progress {
+    incarnation: Uuid,
+    era: u32,
+    writer: Uuid,
+    /// Of the transaction that was prepared last.
+    seq: u64,
+    identity: Option<Identity>,
+    position: Option<Position>,
+    intent: Option<Intent>,
+    partitions: BTreeMap<String, u32>,
+    internal: InternalTopics,
+}
+
+impl Progress {
+    fn fresh(writer: Uuid, internal: InternalTopics) -> Self {
+        let incarnation = Uuid::new_v4();
+        let partitions = BTreeMap::new();
+        Self { incarnation, era: 0, writer, seq: 0, identity: None, position: None, intent: None, partitions, internal }
+    }
+
+    fn resume(checkpoint: &Checkpoint, writer: Uuid, internal: InternalTopics) -> Self {
+        let Checkpoint { position, state } = checkpoint;
+        Self {
+            incarnation: position.incarnation,
+            era: position.era,
+            writer,
+            seq: position.seq,
+            identity: position.identity.clone(),
+            position: position.position.clone(),
+            intent: state.intent.clone(),
+            partitions: state.partitions.clone(),
+            internal,
+        }
+    }
+
+    /// Where the next log transaction will stand.
+    pub fn next_place(&self) -> Place {
+        Place { era: self.era, seq: self.seq + 1 }
+    }
+
+    /// Ends a log transaction with its checkpoint: the state if it changed, and the position, last.
+    pub fn finish(&mut self, position: Option<&Position>, tables: Option<&BTreeMap<String, TableState>>, out: &mut Transaction) {
+        self.seq += 1;
+        if let Some(position) = position {
+            self.position = Some(position.clone());
+        }
+        let topic = out.topic_index(&self.internal.checkpoint);
+        let counts = counts(out);
+        let timestamp_ms = now_us() / 1000;
+        let mut push = |key: &str, json: String| {
+            let key = out.write(|bytes| bytes.extend_from_slice(key.as_bytes()));
+            let value = out.write(|bytes| bytes.extend_from_slice(json.as_bytes()));
+            out.push_record(topic, 0, timestamp_ms, key, Some(value));
+        };
+        if let Some(tables) = tables {
+            push(STATE_KEY, json(&self.state(tables)));
+        }
+        push(POSITION_KEY, json(&self.position_record(counts)));
+    }
+
+    fn state(&self, tables: &BTreeMap<String, TableState>) -> StateRecord {
+        StateRecord {
+            format: FORMAT,
+            incarnation: self.incarnation,
+            intent: self.intent.clone(),
+            partitions: self.partitions.clone(),
+            tables: tables.clone(),
+        }
+    }
+
+    fn position_record(&self, counts: BTreeMap<String, BTreeMap<u32, u64>>) -> PositionRecord {
+        PositionRecord {
+            format: FORMAT,
+            incarnation: self.incarnation,
+            era: self.era,
+            writer: self.writer,
+            seq: self.seq,
+            identity: self.identity.clone(),
+            position: self.position.clone(),
+            counts,
+        }
+    }
+}
+
+fn json<T: serde::Serialize>(record: &T) -> String {
+    serde_json::to_string(record).expect("checkpoint records are plain data with text keys")
+}
+
+/// Records of the transaction so far, by topic and partition.
+fn counts(out: &Transaction) -> BTreeMap<String, BTreeMap<u32, u64>> {
+    let mut by_place: HashMap<(u32, u32), u64> = HashMap::new();
+    for record in out.records() {
+        *by_place.entry((record.topic, record.partition)).or_default() += 1;
+    }
+    let mut counts: BTreeMap<String, BTreeMap<u32, u64>> = BTreeMap::new();
+    for ((topic, partition), count) in by_place {
+        counts.entry(out.topics()[topic as usize].to_string()).or_default().insert(partition, count);
+    }
+    counts
+}
+
+/// Takes the connector's place: looks without fencing, fences, reads the truth, verifies the source, opens it.
+pub async fn start(ingest: &Ingest) -> Result<Started> {
+    let internal = InternalTopics::new(&ingest.prefix, &ingest.name);
+    // A foreign identity or a rival is found before anybody is fenced (step 2).
+    if let Some(checkpoint) = read_checkpoint(ingest, &internal).await? {
+        ingest.refuse_rival(&checkpoint)?;
+        if let Some(identity) = &checkpoint.position.identity {
+            ingest.connector.verify(identity).await?;
+        }
+    }
+    let routes = routes(ingest).await?;
+    ingest.claims.claim(&ingest.name, &routes)?;
+    let counts = ensure_topics(ingest, &internal, &routes).await?;
+
+    let mut writer = ingest.log.open_writer(&ingest.name).await.map_err(in_doubt)?;
+    // Only now is the checkpoint the truth: nobody else can write it any more.
+    let checkpoint = read_checkpoint(ingest, &internal).await?;
+    let mut progress = match &checkpoint {
+        Some(checkpoint) => Progress::resume(checkpoint, ingest.writer, internal.clone()),
+        None => Progress::fresh(ingest.writer, internal.clone()),
+    };
+    let tables = checkpoint.map(|checkpoint| checkpoint.state.tables).unwrap_or_default();
+    pin(ingest, &mut progress, &counts)?;
+    commit_checkpoint(&mut *writer, &mut progress, None, Some(&tables)).await?;
+    ingest.own();
+
+    if progress.position.is_none() {
+        create(ingest, &mut *writer, &mut progress, &tables).await?;
+    }
+    let (Some(identity), Some(position)) = (&progress.identity, &progress.position) else {
+        return Err(Error::new(&headwater_connector::codes::INVARIANT, "a started connector has no position"));
+    };
+    let source = ingest.connector.open(identity, position).await?;
+    ingest.status.streaming(position, source.monitor());
+    let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
+    let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, dead_letters);
+    Ok(Started { writer, source, encoder, progress })
+}
+
+/// The first start: an intent before anything is created at the source, the first position after it (crash points C3 and C4).
+async fn create(
+    ingest: &Ingest,
+    writer: &mut dyn LogWriter,
+    progress: &mut Progress,
+    tables: &BTreeMap<String, TableState>,
+) -> Result<()> {
+    let again = progress.intent.is_some();
+    let intent = match progress.intent.take() {
+        Some(intent) => intent,
+        None => ingest.connector.prepare().await?,
+    };
+    progress.intent = Some(intent.clone());
+    if !again {
+        commit_checkpoint(writer, progress, None, Some(tables)).await?;
+    }
+    let start = ingest.connector.create(&intent, again).await?;
+    progress.identity = Some(start.identity);
+    progress.intent = None;
+    commit_checkpoint(writer, progress, Some(&start.position), Some(tables)).await
+}
+
+async fn commit_checkpoint(
+    writer: &mut dyn LogWriter,
+    progress: &mut Progress,
+    position: Option<&Position>,
+    tables: Option<&BTreeMap<String, TableState>>,
+) -> Result<()> {
+    let mut out = Transaction::default();
+    progress.finish(position, tables, &mut out);
+    writer.commit(out).await.map(drop).map_err(in_doubt)
+}
+
+/// A log that refuses a writer may have been told so by a rival or by a timeout; the checkpoint tells, at the next start (step 7).
+pub fn in_doubt(error: Error) -> Error {
+    if error.kind() != headwater_connector::Kind::Fenced {
+        return error;
+    }
+    Error::new(&log_codes::COMMIT_IN_DOUBT, "the log refused this writer")
+        .hint("Wait: headwater reads the checkpoint to learn whether another instance took over.")
+        .caused_by(error)
+}
+
+async fn read_checkpoint(ingest: &Ingest, internal: &InternalTopics) -> Result<Option<Checkpoint>> {
+    let records = ingest.log.last_records(&internal.checkpoint).await?;
+    Checkpoint::decode(&internal.checkpoint, &records)
+}
+
+/// The routes of the tables that are there now.
+pub async fn routes(ingest: &Ingest) -> Result<Routes> {
+    let tables = ingest.connector.tables().await.map_err(gather)?;
+    Routes::new(&ingest.name, &ingest.events, &tables).map_err(gather)
+}
+
+/// Several faults as one error: the first, with the number of the others.
+pub(super) fn gather(mut errors: Vec<Error>) -> Error {
+    if errors.is_empty() {
+        return Error::new(&headwater_connector::codes::INVARIANT, "a failure without an error");
+    }
+    let others = errors.len() - 1;
+    let first = errors.swap_remove(0);
+    if others == 0 { first } else { first.at("and", format!("{others} more faults, which `headwater check` lists")) }
+}
+
+/// The topics that a connector needs.
+pub fn topic_specs(internal: &InternalTopics, routes: &Routes, partitions: Option<u32>, dead_letters: bool) -> Vec<TopicSpec> {
+    let spec = |name: &str, partitions, cleanup| TopicSpec { name: name.to_owned(), partitions, cleanup };
+    let mut specs =
+        vec![spec(&internal.checkpoint, Some(1), Cleanup::Compact), spec(&internal.schema, Some(1), Cleanup::Compact)];
+    if dead_letters {
+        specs.push(spec(&internal.dead, Some(1), Cleanup::Delete));
+    }
+    specs.extend(routes.iter().map(|route| spec(&route.topic, partitions, Cleanup::Compact)));
+    specs
+}
+
+async fn ensure_topics(ingest: &Ingest, internal: &InternalTopics, routes: &Routes) -> Result<BTreeMap<String, u32>> {
+    let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
+    let mut specs = topic_specs(internal, routes, ingest.events.partitions, dead_letters);
+    // What exists is adopted here and compared with what is pinned later, so that a grown topic keeps its old hashing (K9).
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let exist = ingest.log.topics(&names).await?;
+    for (spec, exists) in specs.iter_mut().zip(&exist) {
+        if let (Some(state), true) = (exists, routes.iter().any(|route| route.topic == spec.name)) {
+            spec.partitions = ingest.events.partitions.filter(|count| *count == state.partitions);
+        }
+    }
+    let states = ingest.log.ensure_topics(&specs).await?;
+    Ok(states.into_iter().map(|state| (state.name, state.partitions)).collect())
+}
+
+/// Pins the partition counts of topics that have none yet, and holds the others to what is pinned (K9).
+fn pin(ingest: &Ingest, progress: &mut Progress, counts: &BTreeMap<String, u32>) -> Result<()> {
+    for (topic, actual) in counts {
+        if *topic == progress.internal.checkpoint || *topic == progress.internal.schema || *topic == progress.internal.dead {
+            continue;
+        }
+        let pinned = *progress.partitions.entry(topic.clone()).or_insert(ingest.events.partitions.unwrap_or(*actual));
+        if *actual < pinned {
+            return Err(Error::new(
+                &codes::PARTITIONS_PINNED,
+                format!("the topic has {actual} partitions, {pinned} are needed"),
+            )
+            .at("topic", topic)
+            .hint(format!("Give the topic {pinned} partitions, or set `events.partitions` to {actual} before the first start.")));
+        }
+        if let Some(wanted) = ingest.events.partitions.filter(|wanted| *wanted != pinned) {
+            return Err(Error::new(
+                &codes::PARTITIONS_CHANGED,
+                format!("the config says {wanted} partitions, the checkpoint has pinned {pinned}"),
+            )
+            .at("topic", topic)
+            .hint(format!("Set `events.partitions` back to {pinned}, or remove it.")));
+        }
+    }
+    Ok(())
+}
+
+/// Which connector writes which topic, over all connectors of the daemon.
+#[derive(Debug, Default)]
+pub struct Claims(std::sync::Mutex<BTreeMap<String, String>>);
+
+impl Claims {
+    /// Takes the topics for a connector; a topic of another one is a Config error. Names that Kafka holds to collide count as one.
+    pub fn claim(&self, connector: &str, routes: &Routes) -> Result<()> {
+        let mut owners = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for route in routes.iter() {
+            let owner = owners.entry(collision_key(&route.topic)).or_insert_with(|| connector.to_owned());
+            if owner != connector {
+                return Err(Error::new(&codes::TOPIC_TAKEN, format!("the connector {owner:?} writes to this topic already"))
+                    .at("topic", &route.topic)
+                    .at("table", &route.table)
+                    .hint("Put {connector} into `events.topic`, or name the entities apart."));
+            }
+        }
+        Ok(())
+    }
+}
