@@ -62,9 +62,12 @@ pub async fn page(handle: &Handle) -> String {
     metrics.register(&mut registry);
     for view in handle.status().await {
         let label = Connector { connector: view.name.clone() };
-        for (state, word) in
-            [(State::Starting, "starting"), (State::Streaming, "streaming"), (State::Retrying, "retrying"), (State::Stopped, "stopped")]
-        {
+        for (state, word) in [
+            (State::Starting, "starting"),
+            (State::Streaming, "streaming"),
+            (State::Retrying, "retrying"),
+            (State::Stopped, "stopped"),
+        ] {
             let label = ConnectorState { connector: view.name.clone(), state: word.to_owned() };
             metrics.state.get_or_create(&label).set(i64::from(view.state == state));
         }

@@ -192,6 +192,11 @@ impl Status {
         self.lock().state
     }
 
+    /// The last error, until things go well again.
+    pub fn last_error(&self) -> Option<ErrorView> {
+        self.lock().error.clone()
+    }
+
     /// The connector's name.
     pub fn name(&self) -> &str {
         &self.name

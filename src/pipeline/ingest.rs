@@ -219,4 +219,3 @@ async fn read(
     let Encoded { events, dead_letters, .. } = encoded;
     Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us }))
 }
-

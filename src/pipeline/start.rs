@@ -178,9 +178,8 @@ async fn create(
         None => ingest.connector.prepare().await?,
     };
     progress.intent = Some(intent.clone());
-    if !again {
-        commit_checkpoint(writer, progress, None, Some(tables)).await?;
-    }
+    // Also an intent that is known is committed again: it proves that nobody took our place before an orphan is dropped.
+    commit_checkpoint(writer, progress, None, Some(tables)).await?;
     let start = ingest.connector.create(&intent, again).await?;
     progress.identity = Some(start.identity);
     progress.intent = None;
@@ -264,12 +263,11 @@ fn pin(ingest: &Ingest, progress: &mut Progress, counts: &BTreeMap<String, u32>)
         }
         let pinned = *progress.partitions.entry(topic.clone()).or_insert(ingest.events.partitions.unwrap_or(*actual));
         if *actual < pinned {
-            return Err(Error::new(
-                &codes::PARTITIONS_PINNED,
-                format!("the topic has {actual} partitions, {pinned} are needed"),
-            )
-            .at("topic", topic)
-            .hint(format!("Give the topic {pinned} partitions, or set `events.partitions` to {actual} before the first start.")));
+            return Err(Error::new(&codes::PARTITIONS_PINNED, format!("the topic has {actual} partitions, {pinned} are needed"))
+                .at("topic", topic)
+                .hint(format!(
+                    "Give the topic {pinned} partitions, or set `events.partitions` to {actual} before the first start."
+                )));
         }
         if let Some(wanted) = ingest.events.partitions.filter(|wanted| *wanted != pinned) {
             return Err(Error::new(

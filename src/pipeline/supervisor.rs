@@ -1,9 +1,12 @@
 //! Owns the connectors' tasks and decides what an error means.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use headwater_connector::{Error, Kind};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{
@@ -19,9 +22,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 
 /// The longest pause; it goes on for ever at this pace.
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
-
-/// An attempt that lasted this long was a success, whatever ended it: the next failure begins with the first pause.
-const ATTEMPT_GOOD: Duration = Duration::from_secs(20);
 
 /// What the supervisor does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +57,14 @@ pub async fn supervise(ingest: &Ingest, mut shutdown: Shutdown) -> Option<Error>
     let mut backoff = Backoff::default();
     loop {
         ingest.status.starting();
-        let began = Instant::now();
+        let commits = ingest.status.counters.commits.load(Ordering::Relaxed);
         let Err(error) = ingest.run(&mut shutdown).await else {
             ingest.status.stopped(None);
             tracing::info!(connector = %ingest.name, "stopped in order");
             return None;
         };
-        if began.elapsed() >= ATTEMPT_GOOD {
+        if ingest.status.counters.commits.load(Ordering::Relaxed) > commits {
+            // The attempt got something done, so the trouble is new: begin with the first pause again.
             backoff = Backoff::default();
         }
         match action(error.kind()) {

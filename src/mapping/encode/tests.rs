@@ -55,9 +55,9 @@ fn a_changed_key_is_a_tombstone_and_a_new_row_in_one_transaction() {
     assert_eq!(encoded, Encoded { events: 2, dead_letters: 0, state_changed: true });
     let lines = lines(&out);
     assert!(lines[0].starts_with(r#"headwater.shop.schema {"schema":""#), "{}", lines[0]);
-    assert!(lines[1].starts_with(
-        r#"shop.orders {"id":1} null hw.op=d hw.pos=0001-00000000002a-00000000 hw.tx=7@0/1 hw.schema="#
-    ));
+    assert!(
+        lines[1].starts_with(r#"shop.orders {"id":1} null hw.op=d hw.pos=0001-00000000002a-00000000 hw.tx=7@0/1 hw.schema="#)
+    );
     assert!(lines[2].starts_with(
         r#"shop.orders {"id":2} {"id":2,"note":"x"} hw.op=c hw.pos=0001-00000000002a-00000001 hw.tx=7@0/1 hw.schema="#
     ));
