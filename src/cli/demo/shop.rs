@@ -1,0 +1,196 @@
+//! The monolith: customers, orders, payments, and triggers that count what was really committed.
+
+use fastrand::Rng;
+use headwater_connector::Result;
+use headwater_postgres::Session;
+use tokio::time::{Duration, Instant, sleep};
+
+use super::{failed, server::Server, show::Show};
+
+/// Pause between two transactions of the shop, so that a person can follow.
+const PAUSE: Duration = Duration::from_millis(12);
+
+/// Every n-th transaction is shown.
+const SHOWN: u64 = 11;
+
+/// The shop's place on the server.
+#[derive(Clone)]
+pub struct Shop {
+    url: String,
+    schema: String,
+}
+
+/// One row change as the database itself recorded it, in the transaction that made it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fact {
+    /// Transaction id, 32 bit, as the log carries it.
+    pub xid: u32,
+    /// Bare table name.
+    pub table: String,
+    /// `c`, `u` or `d`.
+    pub op: char,
+    /// Primary key.
+    pub id: i64,
+}
+
+impl Shop {
+    /// A shop that is not built yet, under a name that nobody has.
+    pub fn new(server: &Server) -> Self {
+        let schema = format!("shop_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        Self { url: server.url().to_owned(), schema }
+    }
+
+    /// Builds and fills it. Its rows exist before headwater starts, so they are not published.
+    pub async fn fill(&self, server: &Server, show: &Show) -> Result<()> {
+        show.step("filling a small shop: customers, orders, payments (rows that exist before the start are not read yet)");
+        let mut session = server.session().await?;
+        for statement in self.statements() {
+            session.query(&statement).await?;
+        }
+        Ok(())
+    }
+
+    /// The schema, which is also the connector's name.
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    fn statements(&self) -> Vec<String> {
+        let s = &self.schema;
+        let mut statements = vec![
+            format!("CREATE SCHEMA {s}"),
+            format!("CREATE TABLE {s}.customers (id int8 PRIMARY KEY, name text NOT NULL, email text, since timestamptz DEFAULT now())"),
+            format!("CREATE TABLE {s}.orders (id int8 PRIMARY KEY, customer int8, status text, total numeric(10,2), items jsonb)"),
+            format!("CREATE TABLE {s}.payments (id int8 PRIMARY KEY, order_id int8, amount numeric(10,2), method text)"),
+            format!("CREATE TABLE {s}.truth (xid int8, tbl text, op text, id int8)"),
+            format!(
+                "CREATE FUNCTION {s}.record() RETURNS trigger LANGUAGE plpgsql AS $$ \
+                 DECLARE x int8 := txid_current() % 4294967296; BEGIN \
+                 IF TG_OP = 'DELETE' THEN INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'd', OLD.id); \
+                 ELSIF TG_OP = 'INSERT' THEN INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'c', NEW.id); \
+                 ELSIF OLD.id = NEW.id THEN INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'u', NEW.id); \
+                 ELSE INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'd', OLD.id), (x, TG_TABLE_NAME, 'c', NEW.id); \
+                 END IF; RETURN NULL; END $$"
+            ),
+            format!("INSERT INTO {s}.customers SELECT i, 'Customer ' || i, 'c' || i || '@example.com' FROM generate_series(1, 200) i"),
+            format!(
+                "INSERT INTO {s}.orders SELECT i, i % 200 + 1, 'open', i * 1.25, '[{{\"sku\": \"A1\"}}]' \
+                 FROM generate_series(1, 400) i"
+            ),
+            format!("INSERT INTO {s}.payments SELECT i, i, i * 1.25, 'card' FROM generate_series(1, 100) i"),
+        ];
+        // The triggers come last: what exists before the start is not part of the count.
+        statements.extend(["customers", "orders", "payments"].map(|table| {
+            format!("CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {s}.{table} FOR EACH ROW EXECUTE FUNCTION {s}.record()")
+        }));
+        statements
+    }
+
+    /// Buys and sells until the shop closes. Returns how many transactions committed.
+    pub async fn trade(self, closes: Instant, show: Show) -> Result<u64> {
+        let mut session = Session::open(&self.url).await?;
+        let mut rng = Rng::with_seed(20);
+        let mut committed = 0;
+        let mut next_id = 1000;
+        while Instant::now() < closes {
+            let deal = deal(&self.schema, &mut rng, &mut next_id);
+            let end = if rng.u32(0..12) == 0 { "ROLLBACK" } else { "COMMIT" };
+            session.query(&format!("BEGIN; {}; {end}", deal.sql)).await?;
+            if end == "COMMIT" {
+                committed += 1;
+                if committed % SHOWN == 0 {
+                    show.shop(&deal.words);
+                }
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(committed)
+    }
+
+    /// What the database says was committed.
+    pub async fn truth(&self) -> Result<Vec<Fact>> {
+        let mut session = Session::open(&self.url).await?;
+        let rows = session.query(&format!("SELECT xid, tbl, op, id FROM {}.truth", self.schema)).await?;
+        let fact = |row: Vec<Option<String>>| {
+            let mut cells = row.into_iter().flatten();
+            let (xid, table, op, id) = (cells.next()?, cells.next()?, cells.next()?, cells.next()?);
+            Some(Fact { xid: xid.parse().ok()?, table, op: op.chars().next()?, id: id.parse().ok()? })
+        };
+        rows.into_iter().map(fact).collect::<Option<_>>().ok_or_else(|| failed("the shop's own record is not readable"))
+    }
+
+    /// Removes everything that the demo made on the server: slot, publication, schema.
+    pub async fn remove(&self) -> Result<()> {
+        let mut session = Session::open(&self.url).await?;
+        let s = &self.schema;
+        let drop_slot = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+             WHERE slot_name = 'headwater_{s}' AND NOT active"
+        );
+        let gone = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = 'headwater_{s}'");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // The server may need a moment to notice that the daemon is gone.
+        while !session.query(&gone).await?.is_empty() && Instant::now() < deadline {
+            session.query(&drop_slot).await?;
+            sleep(Duration::from_millis(50)).await;
+        }
+        session.query(&format!("DROP PUBLICATION IF EXISTS headwater_{s}")).await?;
+        session.query(&format!("DROP SCHEMA IF EXISTS {s} CASCADE")).await?;
+        Ok(())
+    }
+}
+
+/// One transaction of the shop: its statements and what a person reads.
+struct Deal {
+    sql: String,
+    words: String,
+}
+
+fn deal(s: &str, rng: &mut Rng, next_id: &mut i64) -> Deal {
+    let order = rng.i64(1..400);
+    let mut fresh = || {
+        *next_id += 1;
+        *next_id
+    };
+    match rng.u32(0..10) {
+        0 => {
+            let id = fresh();
+            Deal {
+                sql: format!("INSERT INTO {s}.customers VALUES ({id}, 'Customer {id}', 'c{id}@example.com')"),
+                words: format!("INSERT customers {id}"),
+            }
+        }
+        1..=4 => {
+            let (id, cents) = (fresh(), rng.u32(100..99_999));
+            let total = format!("{}.{:02}", cents / 100, cents % 100);
+            Deal {
+                sql: format!(
+                    "INSERT INTO {s}.orders VALUES ({id}, {}, 'open', {total}, '[{{\"sku\": \"A{}\", \"n\": {}}}]'); \
+                     INSERT INTO {s}.payments VALUES ({id}, {id}, {total}, 'card')",
+                    rng.u32(1..200),
+                    rng.u32(1..50),
+                    rng.u32(1..5)
+                ),
+                words: format!("INSERT orders {id} and its payment, {total}"),
+            }
+        }
+        5..=7 => {
+            let status = ["paid", "packed", "shipped"][rng.usize(0..3)];
+            Deal {
+                sql: format!("UPDATE {s}.orders SET status = '{status}' WHERE id BETWEEN {order} AND {}", order + 2),
+                words: format!("UPDATE orders {order} to {}: {status}", order + 2),
+            }
+        }
+        8 => Deal {
+            sql: format!("DELETE FROM {s}.payments WHERE id = {order}; DELETE FROM {s}.orders WHERE id = {order}"),
+            words: format!("DELETE orders {order} and its payment"),
+        },
+        _ => {
+            let to = fresh();
+            Deal {
+                sql: format!("UPDATE {s}.orders SET id = {to} WHERE id = {order}"),
+                words: format!("UPDATE orders {order}: new key {to}"),
+            }
+        }
+    }
+}
