@@ -1,0 +1,228 @@
+//! The thread that compacts and tidies, and the preflight of the log.
+
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, JoinHandle, Thread},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use headwater_connector::{Error, Finding, Result};
+use rusqlite::Connection;
+
+use super::{
+    codes,
+    compaction::{self, TUNING, Tuning},
+    error::{Fault, not_writable},
+    file::{self, Durability, Files, WAL_BYTES},
+    reader::ReadSide,
+    topics,
+    writer::SharedWriteSide,
+};
+use crate::log::Cleanup;
+
+/// How often the thread looks at the size of the write-ahead log.
+const TICK: Duration = Duration::from_secs(2);
+
+/// The first round comes soon: a daemon that is restarted often must compact, too.
+const FIRST_ROUND: Duration = Duration::from_secs(10);
+
+/// Maintenance gives way at once when a foreign program holds a lock; there is another round.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Beyond this the daemon empties the write-ahead log itself: readers that follow each other closely keep SQLite from it.
+const WAL_BYTES_MAX: u64 = 4 * WAL_BYTES;
+
+/// Up to this size, `check` reads the whole file.
+const QUICK_CHECK_BYTES: u64 = 64 << 20;
+
+/// Why a round ended early.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// The log is being closed.
+    Stopped,
+    Fault(Fault),
+}
+
+impl<E: Into<Fault>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+/// The running thread.
+pub(super) struct Maintenance {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Maintenance {
+    /// A thread of its own, not tasks: the work is long and blocks, and an async runtime would wait for it.
+    pub(super) fn start(files: Files, writes: SharedWriteSide, interval: Duration, keep: Duration) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = Worker { files: files.clone(), writes, stop: Arc::clone(&stop), tuning: TUNING, keep };
+        let spawned = thread::Builder::new().name("log-maintenance".to_owned()).spawn(move || worker.run(interval));
+        let thread = spawned.map_err(|error| not_writable(&files.dir, "cannot start the log's maintenance", error))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Maintenance {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A panic there was reported by the thread itself and has no other consequence.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread works with.
+pub(super) struct Worker {
+    pub(super) files: Files,
+    pub(super) writes: SharedWriteSide,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) tuning: Tuning,
+    /// How long records stay in topics that are not compacted.
+    pub(super) keep: Duration,
+}
+
+impl Worker {
+    fn run(&self, interval: Duration) {
+        let mut due = Instant::now() + interval.min(FIRST_ROUND);
+        loop {
+            thread::park_timeout(TICK.min(interval));
+            let mut result = self.proceed();
+            if result.is_ok() && self.files.wal_bytes() > WAL_BYTES_MAX {
+                result = self.empty_wal();
+            }
+            if result.is_ok() && Instant::now() >= due {
+                result = self.round(now_ms());
+                due = Instant::now() + interval;
+            }
+            match result {
+                Ok(()) => {}
+                Err(Halt::Stopped) => return,
+                Err(Halt::Fault(fault)) => {
+                    let error = fault.name(&self.files.database(), "cannot tidy the log");
+                    tracing::warn!(code = error.code().id, %error, "the log was not tidied; the next round tries again");
+                }
+            }
+        }
+    }
+
+    /// One round over all partitions.
+    pub(super) fn round(&self, now_ms: i64) -> Result<(), Halt> {
+        let mut connection = self.connect()?;
+        compaction::mark(self, &mut connection, now_ms, self.keep)?;
+        for topic in topics::all(&connection)?.into_values() {
+            for partition in 0..topic.partitions {
+                let part = topic.part(partition);
+                match topic.cleanup {
+                    Cleanup::Compact => compaction::compact(self, &mut connection, part, now_ms)?,
+                    Cleanup::Delete => {
+                        compaction::expire(self, &mut connection, part, now_ms - self.keep.as_millis() as i64)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn empty_wal(&self) -> Result<(), Halt> {
+        let connection = self.connect()?;
+        // A reader that stays too long is no error: it answers "busy" in a row, and the next tick tries again.
+        self.exclusive(|| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+    }
+
+    /// A connection for one round: between rounds it would only hold memory.
+    fn connect(&self) -> Result<Connection, Halt> {
+        let connection = file::open_for_writing(&self.files, Durability::Later)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(connection)
+    }
+
+    /// Whether to go on.
+    pub(super) fn proceed(&self) -> Result<(), Halt> {
+        if self.stop.load(Ordering::Acquire) { Err(Halt::Stopped) } else { Ok(()) }
+    }
+
+    /// Runs `work` while no connector commits, then gives way for as long as it took.
+    pub(super) fn exclusive<T>(&self, work: impl FnOnce() -> rusqlite::Result<T>) -> Result<T, Halt> {
+        let guard = self.wait_for(self.writes.lock())?;
+        guard.verify_identity()?;
+        let begin = Instant::now();
+        let result = work();
+        drop(guard);
+        thread::park_timeout(begin.elapsed());
+        Ok(result?)
+    }
+
+    /// Waits for its turn among the connectors, or for the stop: whoever stops us may be the one that we wait for.
+    fn wait_for<T>(&self, turn: impl Future<Output = T>) -> Result<T, Halt> {
+        let mut turn = pin!(turn);
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            self.proceed()?;
+            if let Poll::Ready(value) = turn.as_mut().poll(&mut context) {
+                return Ok(value);
+            }
+            thread::park();
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+/// The preflight: who runs, whether we may write, whether the file is sound. Changes nothing.
+pub(super) fn findings(files: &Files, reads: Option<&ReadSide>, daemon: bool) -> Vec<Finding> {
+    let dir = files.dir.display();
+    let mut findings = Vec::new();
+    if !daemon && let Some(pid) = file::running_daemon(files) {
+        findings.push(Finding::ok(format!("the process {pid} runs on the log in {dir}")));
+    }
+    findings.push(match file::probe_writable(files) {
+        Ok(()) => Finding::ok(format!("the log's directory {dir} can be written")),
+        Err(error) => Finding::error(error),
+    });
+    findings.push(match reads.map(|reads| inspect(files, reads)) {
+        None => Finding::ok(format!("there is no log in {dir} yet; `run` creates it")),
+        Some(Ok(topics)) => Finding::ok(format!("log.db has format {} and {topics} topics", file::FORMAT)),
+        Some(Err(error)) => Finding::error(error),
+    });
+    findings
+}
+
+/// Number of topics, after a look at the file that stays quick.
+fn inspect(files: &Files, reads: &ReadSide) -> Result<usize> {
+    reads.with("cannot check the log", |connection| {
+        let small = std::fs::metadata(files.database()).is_ok_and(|metadata| metadata.len() <= QUICK_CHECK_BYTES);
+        if small {
+            let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            if verdict != "ok" {
+                return Err(Error::new(&codes::DAMAGED, "log.db contradicts itself")
+                    .at("file", files.database().display())
+                    .hint("Stop the daemon, keep a copy of the directory, and restore `log.db` from a backup.")
+                    .into());
+            }
+        }
+        Ok(topics::all(connection)?.len())
+    })
+}
