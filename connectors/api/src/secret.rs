@@ -87,8 +87,8 @@ impl<'de> Deserialize<'de> for Secret {
             file: PathBuf,
         }
         // The message must not quote the input: it may be the secret.
-        let raw = Raw::deserialize(deserializer)
-            .map_err(|_| de::Error::custom("expected {env: NAME}, {file: PATH} or a text"))?;
+        let raw =
+            Raw::deserialize(deserializer).map_err(|_| de::Error::custom("expected {env: NAME}, {file: PATH} or a text"))?;
         Ok(Self(match raw {
             Raw::Text(text) => Reference::Literal(Zeroizing::new(text)),
             Raw::Env(Env { env }) => Reference::Env(env),
