@@ -133,7 +133,38 @@ pub struct Batch {
     position: Option<Position>,
 }
 
+/// A place in a batch to go back to; see [`Batch::mark`].
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    bytes: usize,
+    cells: usize,
+    changes: usize,
+    transactions: usize,
+    schemas: usize,
+}
+
 impl Batch {
+    /// Remembers where the batch ends now.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            bytes: self.bytes.len(),
+            cells: self.cells.len(),
+            changes: self.changes.len(),
+            transactions: self.transactions.len(),
+            schemas: self.schemas.len(),
+        }
+    }
+
+    /// Drops everything behind `mark`, which this batch gave since it was cleared: a transaction that turns out to be unusable
+    /// goes, and the ones before it can still be published.
+    pub fn rewind(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.bytes);
+        self.cells.truncate(mark.cells);
+        self.changes.truncate(mark.changes);
+        self.transactions.truncate(mark.transactions);
+        self.schemas.truncate(mark.schemas);
+    }
+
     /// Empties the batch and keeps its memory, unless one huge row made it larger than `keep_bytes`.
     pub fn clear(&mut self, keep_bytes: usize) {
         self.bytes.clear();
@@ -339,6 +370,14 @@ mod tests {
         batch.push_change(Op::Insert, index, 0, Before::None, Some(row));
         assert_eq!(batch.value(row, 0), Value::Text("héllo"));
         assert_eq!(batch.transaction_id(&batch.transactions()[0]), "7@1");
+        let mark = batch.mark();
+        batch.begin_transaction("8@2", 6);
+        let start = batch.begin_row();
+        batch.push(Value::Null);
+        let row = batch.end_row(start);
+        batch.push_change(Op::Delete, index, 0, Before::Key(row), None);
+        batch.rewind(mark);
+        assert_eq!((batch.changes().len(), batch.transactions().len()), (1, 1));
         batch.clear(1024);
         assert!(batch.changes().is_empty() && batch.position().is_none());
     }

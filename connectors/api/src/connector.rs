@@ -115,7 +115,8 @@ pub trait SourceConnector: Send + Sync {
     /// The tables that the options select now. Connects; changes nothing.
     ///
     /// A glob or name without match is a Config error. So is a table whose key cannot serve (see the design of keys: every key
-    /// column NOT NULL, together unique, inside what the log carries of an old row); its hint is the statement that mends it. All faults are returned at once.
+    /// column NOT NULL, together unique, inside what the log carries of an old row); its hint is the statement that mends it.
+    /// All faults of all tables come at once.
     async fn tables(&self) -> Result<Vec<Table>, Vec<Error>>;
 
     /// Every preflight, good and bad. Connects; changes nothing.

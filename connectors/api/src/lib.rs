@@ -40,7 +40,7 @@ pub mod source;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use batch::{Batch, Before, Change, Op, Row, TransactionInfo, Value};
+pub use batch::{Batch, Before, Change, Mark, Op, Row, TransactionInfo, Value};
 pub use connector::{Action, ConnectorKind, Intent, IntentMode, OptionFault, SourceConnector, SourceContext, Start, Table};
 pub use error::{Code, Error, Finding, Kind, Level, Result};
 pub use position::{Identity, Position};

@@ -1,1 +1,74 @@
-//! x
+//! PostgreSQL as a source: logical replication with the built-in `pgoutput` plugin.
+//!
+//! What the database must be set up with (`headwater check` looks at each and prints the statement that mends it):
+//!
+//! - version 13 or newer, `wal_level = logical`, a free replication slot and a free WAL sender;
+//! - a role with `REPLICATION` and a SCRAM-SHA-256 password, admitted by `pg_hba.conf`;
+//! - the publication: the role owns the tables and may create it, or the owner created it (then it is adopted);
+//! - a primary key, or a replica identity that holds the configured key, for each table.
+//!
+//! In reading order:
+//!
+//! 1. `config`: the options. `codes`, `error`: what can go wrong, and from SQLSTATE to kind.
+//! 2. `connection`, `tls`, `wire`: sessions with pinned settings. `catalog`, `types`: what SQL tells.
+//! 3. `connector`, `slot`, `publication`, `check`: look, prepare, create, verify, open.
+//! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `decode`, `array`: from bytes to rows, without IO.
+//! 5. `source`, `position`, `monitor`: batches, where they end, and how far the server is ahead.
+
+mod array;
+mod catalog;
+mod check;
+mod codes;
+mod config;
+mod connection;
+mod connector;
+mod decode;
+mod decoder;
+mod error;
+mod monitor;
+mod pgoutput;
+mod position;
+mod publication;
+mod relation;
+mod slot;
+mod source;
+mod stream;
+mod tls;
+mod types;
+mod wire;
+
+use headwater_connector::{Code, ConnectorKind, OptionFault, SourceConnector, SourceContext};
+
+/// The kind that the daemon's registry lists.
+pub static POSTGRES: Postgres = Postgres;
+
+/// See [`POSTGRES`].
+#[derive(Debug)]
+pub struct Postgres;
+
+impl ConnectorKind for Postgres {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    fn synonyms(&self) -> &'static [&'static str] {
+        &["postgresql"]
+    }
+
+    fn summary(&self) -> &'static str {
+        "PostgreSQL 13 and newer, by logical replication"
+    }
+
+    fn source_options(&self) -> Option<schemars::Schema> {
+        Some(schemars::schema_for!(config::Options))
+    }
+
+    fn codes(&self) -> &'static [&'static Code] {
+        codes::ALL
+    }
+
+    fn source(&self, context: &SourceContext, options: serde_json::Value) -> Result<Box<dyn SourceConnector>, Vec<OptionFault>> {
+        let settings = config::resolve(context, options)?;
+        Ok(Box::new(connector::PostgresConnector::new(settings)))
+    }
+}

@@ -1,0 +1,207 @@
+//! Preflight: everything an operator should know, at once, each with the statement that mends it.
+
+use headwater_connector::{Action, Error, Finding, Result};
+
+use crate::{
+    catalog::{Catalog, TableFacts, cell, flag, number},
+    codes,
+    config::{LargeValues, Settings, SslMode},
+    connection::{ident, literal},
+    connector::{Selected, select},
+    publication, slot,
+};
+
+/// Every finding. Fails only if the server cannot be asked at all.
+pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<Finding>> {
+    let mut found = Vec::new();
+    let version = catalog.sql().await?.major_version()?;
+    found.push(match version {
+        13.. => Finding::ok(format!("PostgreSQL {version} answers at {}", settings.server.endpoint())),
+        _ => Finding::error(
+            Error::new(&codes::TOO_OLD, format!("PostgreSQL {version} is too old")).hint("Upgrade to 13 or newer."),
+        ),
+    });
+    transport(settings, catalog, &mut found).await?;
+    server(catalog, settings, &mut found).await?;
+    let (tables, faults) = select(catalog, settings).await?;
+    found.extend(faults.into_iter().map(Finding::error));
+    for (_, table) in &tables {
+        let key = table.schema.key_names().join(", ");
+        found.push(Finding::ok(format!("table {} is keyed by {key}", table.schema.table)));
+    }
+    large_values(settings, &tables, &mut found);
+    let facts: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
+    publication(catalog, settings, &facts, &mut found).await?;
+    slot_state(catalog, settings, &mut found).await?;
+    found.push(Finding::ok("changes are published from the first start on; rows from before it are not read yet"));
+    Ok(found)
+}
+
+async fn transport(settings: &Settings, catalog: &mut Catalog, found: &mut Vec<Finding>) -> Result<()> {
+    if settings.server.ssl_mode == SslMode::Require && settings.server.ssl_root.is_none() {
+        found.push(Finding::warning(
+            Error::new(&codes::UNVERIFIED, "sslmode=require does not check who answers")
+                .at("server", settings.server.endpoint())
+                .hint("Set sslmode=verify-full in the url, and sslrootcert if the authority is your own."),
+        ));
+    } else if catalog.sql().await?.is_encrypted() {
+        found.push(Finding::ok("the connection is encrypted and the server's certificate is verified"));
+    }
+    if settings.server.password_in_url {
+        found.push(Finding::warning(
+            Error::new(&codes::PASSWORD_IN_URL, "the password stands in the url")
+                .hint("Take it out of the url and set `password: { env: NAME }` or `password: { file: PATH }`."),
+        ));
+    }
+    Ok(())
+}
+
+async fn server(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<Finding>) -> Result<()> {
+    let level = catalog.setting("wal_level").await?;
+    found.push(match level.as_str() {
+        "logical" => Finding::ok("wal_level is logical"),
+        _ => Finding::error(
+            Error::new(&codes::WAL_LEVEL, format!("wal_level is {level}"))
+                .hint("Run ALTER SYSTEM SET wal_level = 'logical'; and restart the server."),
+        ),
+    });
+    let rows = catalog
+        .query(&format!(
+            "SELECT (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user), \
+             current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots), \
+             current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication), \
+             EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {}), \
+             has_database_privilege(current_database(), 'CREATE')",
+            literal(&settings.slot)
+        ))
+        .await?;
+    let row = rows.first().map(Vec::as_slice).unwrap_or_default();
+    let role = ident(&settings.server.user);
+    found.push(match flag(row, 0) {
+        true => Finding::ok("the role may replicate"),
+        false => Finding::error(
+            Error::new(&codes::PRIVILEGE, "the role has no REPLICATION attribute")
+                .hint(format!("Run ALTER ROLE {role} REPLICATION;")),
+        ),
+    });
+    let (slots, senders): (i64, i64) = (number(row, 1)?, number(row, 2)?);
+    capacity(found, "replication slot", "max_replication_slots", slots + i64::from(flag(row, 3)));
+    capacity(found, "WAL sender", "max_wal_senders", senders);
+    let keep = catalog.setting("max_slot_wal_keep_size").await?;
+    found.push(Finding::warning(match keep.as_str() {
+        "-1" => Error::new(&codes::RETENTION, "a slot may keep log without bound (max_slot_wal_keep_size is -1)")
+            .hint("Run ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; with a size that your disk has, and watch the lag."),
+        _ => Error::new(&codes::RETENTION, format!("a connector that stands still for more than {keep} of log loses its place"))
+            .hint("Watch the lag, and raise max_slot_wal_keep_size if pauses can be longer."),
+    }));
+    Ok(())
+}
+
+fn capacity(found: &mut Vec<Finding>, what: &str, setting: &str, free: i64) {
+    found.push(match free {
+        1.. => Finding::ok(format!("a {what} is free")),
+        _ => Finding::error(
+            Error::new(&codes::CAPACITY, format!("no {what} is free"))
+                .hint(format!("Run ALTER SYSTEM SET {setting} = 20; and restart the server.")),
+        ),
+    });
+}
+
+fn large_values(settings: &Settings, tables: &[Selected], found: &mut Vec<Finding>) {
+    let names: Vec<String> = tables
+        .iter()
+        .filter(|(facts, _)| facts.has_large_values && facts.identity != 'f')
+        .map(|(facts, _)| facts.full_name())
+        .collect();
+    if names.is_empty() || settings.large_values == LargeValues::Full {
+        return;
+    }
+    found.push(Finding::warning(
+        Error::new(&codes::ABSENT_VALUES, "large values that an update does not touch are absent from its event")
+            .at("table", names.join(", "))
+            .hint("Run ALTER TABLE ... REPLICA IDENTITY FULL; for these tables if readers need every column in every event."),
+    ));
+}
+
+async fn publication(catalog: &mut Catalog, settings: &Settings, tables: &[TableFacts], found: &mut Vec<Finding>) -> Result<()> {
+    let name = &settings.publication;
+    let privilege =
+        |what: &str, hint: String| Finding::error(Error::new(&codes::PRIVILEGE, what).at("publication", name).hint(hint));
+    let not_owned: Vec<String> = tables.iter().filter(|table| !table.owned).map(TableFacts::full_name).collect();
+    let Some(publication) = publication::find(catalog, settings).await? else {
+        let statement = publication::create_statement(settings, tables);
+        let rows = catalog.query("SELECT has_database_privilege(current_database(), 'CREATE'), current_database()").await?;
+        let row = rows.first().map(Vec::as_slice).unwrap_or_default();
+        found.push(if !not_owned.is_empty() {
+            let what = format!("the role cannot publish tables that it does not own: {}", not_owned.join(", "));
+            privilege(&what, format!("Let the owner of the tables run {statement};"))
+        } else if !flag(row, 0) {
+            let (database, role) = (ident(cell(row, 1)), ident(&settings.server.user));
+            privilege("the role may not create the publication", format!("Run GRANT CREATE ON DATABASE {database} TO {role};"))
+        } else {
+            Finding::ok(format!("publication {name} will be created"))
+        });
+        return Ok(());
+    };
+    if let Err(fault) = publication.require_whole(settings, tables) {
+        found.push(Finding::error(fault));
+    }
+    let missing = publication.missing(tables);
+    if missing.is_empty() {
+        found.push(Finding::ok(format!("publication {name} has every selected table")));
+    } else if publication.owned && missing.iter().all(|table| table.owned) {
+        found.push(Finding::ok(format!("publication {name} will be extended")));
+    } else {
+        let statement = publication::add_statement(settings, &missing);
+        found.push(privilege(
+            "the publication lacks tables, and the role may not add them",
+            format!("Let its owner run {statement};"),
+        ));
+    }
+    Ok(())
+}
+
+async fn slot_state(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<Finding>) -> Result<()> {
+    let name = &settings.slot;
+    found.push(match slot::find(catalog, settings).await? {
+        None => Finding::ok(format!("replication slot {name} does not exist; a first start creates it")),
+        Some(slot) => match (slot.usable(settings), slot.active_pid) {
+            (Err(fault), _) => Finding::error(fault),
+            // A running daemon of ours looks just like this.
+            (Ok(_), Some(pid)) => Finding::warning(slot::active(settings, &format!("the slot is active for process {pid}"))),
+            (Ok(confirmed), None) => Finding::ok(format!("replication slot {name} stands at {confirmed}")),
+        },
+    });
+    Ok(())
+}
+
+/// What a start would do.
+pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) -> Result<Vec<Action>> {
+    let (tables, faults) = select(catalog, settings).await?;
+    if let Some(fault) = faults.into_iter().next() {
+        return Err(fault);
+    }
+    let tables: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
+    let (verb, detail) = match publication::find(catalog, settings).await? {
+        None if fresh => ("create", publication::create_statement(settings, &tables)),
+        None => {
+            return Err(Error::new(&codes::PUBLICATION_MISSING, "the publication does not exist")
+                .at("publication", &settings.publication));
+        }
+        Some(found) => match found.missing(&tables) {
+            missing if missing.is_empty() => ("keep", format!("{} tables", tables.len())),
+            missing => ("alter", publication::add_statement(settings, &missing)),
+        },
+    };
+    let mut actions = vec![Action { verb, object: "publication", name: settings.publication.clone(), detail }];
+    let (verb, detail) = match slot::find(catalog, settings).await? {
+        None if fresh => ("create", format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput", ident(&settings.slot))),
+        None => return Err(Error::new(&codes::SLOT_MISSING, "the replication slot does not exist").at("slot", &settings.slot)),
+        Some(slot) => {
+            let confirmed = slot.usable(settings)?;
+            (if fresh { "adopt" } else { "keep" }, format!("confirmed_flush_lsn {confirmed}"))
+        }
+    };
+    actions.push(Action { verb, object: "slot", name: settings.slot.clone(), detail });
+    Ok(actions)
+}

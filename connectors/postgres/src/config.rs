@@ -1,0 +1,499 @@
+//! The options of a source, and what they mean.
+
+use std::{path::PathBuf, time::Duration};
+
+use headwater_connector::{Error, OptionFault, Secret, SourceContext};
+use percent_encoding::percent_decode_str;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use url::Url;
+
+use crate::codes::BAD_OPTION;
+
+/// Options of a PostgreSQL source.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Where the database is: `postgres://USER@HOST:PORT/DATABASE?PARAMETERS`.
+    ///
+    /// Parameters: `sslmode` (`disable`, `require`, `verify-ca`, `verify-full`; default `verify-full`, and `disable` for loopback
+    /// and unix sockets), `sslrootcert`, `sslcert`, `sslkey` (PEM files), `host` (directory of a unix socket),
+    /// `application_name`, `connect_timeout` (seconds, default 10).
+    pub url: String,
+    /// Password of the user.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// Tables to read, as `schema.table`; `*` stands for any characters.
+    pub tables: Tables,
+    /// Name of the replication slot; default `<log.prefix>_<connector>`.
+    #[serde(default)]
+    pub slot: Option<String>,
+    /// Name of the publication; default `<log.prefix>_<connector>`.
+    #[serde(default)]
+    pub publication: Option<String>,
+    /// What a `TRUNCATE` of a selected table does.
+    #[serde(default)]
+    pub on_truncate: OnTruncate,
+    /// What happens to large values that an update did not touch, which the log does not carry.
+    #[serde(default)]
+    pub large_values: LargeValues,
+}
+
+/// One name or a list of names.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Tables {
+    /// A list
+    Many(Vec<String>),
+    /// A single one
+    One(String),
+}
+
+/// See [`Options::on_truncate`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTruncate {
+    /// The connector stops before it.
+    #[default]
+    Stop,
+    /// An event of its own tells readers that all rows of the table are gone.
+    Event,
+}
+
+/// See [`Options::large_values`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LargeValues {
+    /// They are absent from the event and named in its header `hw.absent`.
+    #[default]
+    Absent,
+    /// Every event is complete; each table must have REPLICA IDENTITY FULL.
+    Full,
+}
+
+/// The options with their meaning resolved.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where and how to connect.
+    pub server: Server,
+    /// Patterns in the order of the config.
+    pub tables: Vec<Pattern>,
+    /// Keys from the config, by `schema.table`.
+    pub keys: Vec<(String, Vec<String>)>,
+    /// Name of the slot.
+    pub slot: String,
+    /// Name of the publication.
+    pub publication: String,
+    /// See [`Options`].
+    pub on_truncate: OnTruncate,
+    /// See [`Options`].
+    pub large_values: LargeValues,
+}
+
+/// Where and how to connect.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// TCP or unix socket.
+    pub host: Host,
+    /// TCP port, also part of a unix socket's name.
+    pub port: u16,
+    /// Role to log in as.
+    pub user: String,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// Whether the password stands in the url.
+    pub password_in_url: bool,
+    /// Name of the database.
+    pub database: String,
+    /// How far TLS is demanded and verified.
+    pub ssl_mode: SslMode,
+    /// Certificate authorities in place of the system's.
+    pub ssl_root: Option<PathBuf>,
+    /// Client certificate and key.
+    pub ssl_client: Option<(PathBuf, PathBuf)>,
+    /// Shown in `pg_stat_activity`.
+    pub application_name: String,
+    /// For connecting and logging in together.
+    pub connect_timeout: Duration,
+}
+
+/// The two kinds of address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Name or address
+    Tcp(String),
+    /// Directory of the socket
+    Unix(PathBuf),
+}
+
+/// The modes of libpq that make sense: `allow` and `prefer` protect against nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SslMode {
+    /// No TLS
+    Disable,
+    /// TLS, whoever answers
+    Require,
+    /// The certificate's chain is verified
+    VerifyCa,
+    /// The host name too
+    VerifyFull,
+}
+
+impl Server {
+    /// Host and database, without secrets.
+    pub fn endpoint(&self) -> String {
+        match &self.host {
+            Host::Tcp(host) if host.contains(':') => format!("[{host}]:{}/{}", self.port, self.database),
+            Host::Tcp(host) => format!("{host}:{}/{}", self.port, self.database),
+            Host::Unix(path) => format!("{}/.s.PGSQL.{}/{}", path.display(), self.port, self.database),
+        }
+    }
+}
+
+/// A `schema.table` pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    /// As written.
+    pub text: String,
+    /// Pattern of the schema.
+    pub schema: String,
+    /// Pattern of the table.
+    pub table: String,
+}
+
+impl Pattern {
+    /// Whether a table is selected.
+    pub fn matches(&self, schema: &str, table: &str) -> bool {
+        glob(self.schema.as_bytes(), schema.as_bytes()) && glob(self.table.as_bytes(), table.as_bytes())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (schema, table) = text.split_once('.')?;
+        let fine = !schema.is_empty() && !table.is_empty();
+        fine.then(|| Self { text: text.into(), schema: schema.into(), table: table.into() })
+    }
+}
+
+/// `*` matches any bytes; everything else matches itself. Backtracks only to the last star, so it is never exponential.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut seen, mut star) = (0, 0, None);
+    while seen < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(byte) if *byte == text[seen] => {
+                at += 1;
+                seen += 1;
+            }
+            _ => match star {
+                Some((star_at, from)) => {
+                    star = Some((star_at, from + 1));
+                    at = star_at + 1;
+                    seen = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// Resolves the options; all faults in one go.
+pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Settings, Vec<OptionFault>> {
+    let options: Options = match serde_json::from_value(options) {
+        Ok(options) => options,
+        Err(error) => {
+            return Err(vec![fault("", error.to_string(), "Correct the option; `headwater connectors postgres` lists all.")]);
+        }
+    };
+    let mut faults = Vec::new();
+    let tables = patterns(&options.tables, &mut faults);
+    let default_name = default_name(context);
+    let mut name = |path: &str, given: Option<&String>| match given {
+        None => default_name.clone(),
+        Some(name) => {
+            check_name(path, name, &mut faults);
+            name.clone()
+        }
+    };
+    let slot = name("slot", options.slot.as_ref());
+    let publication = match options.publication {
+        // Publications are ordinary identifiers: any text that the server can hold, quoted.
+        Some(name) if !name.is_empty() && name.len() <= 63 && !name.contains('\0') => name,
+        Some(name) => {
+            faults.push(fault("publication", "a publication has 1 to 63 bytes", "Choose a shorter name for the publication."));
+            name
+        }
+        None => default_name,
+    };
+    let server = server(context, &options.url, options.password, &mut faults);
+    match server {
+        Some(server) if faults.is_empty() => Ok(Settings {
+            server,
+            tables,
+            keys: context.keys.clone(),
+            slot,
+            publication,
+            on_truncate: options.on_truncate,
+            large_values: options.large_values,
+        }),
+        _ => Err(faults),
+    }
+}
+
+fn fault(path: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> OptionFault {
+    OptionFault { path: path.into(), error: Error::new(&BAD_OPTION, what).hint(hint) }
+}
+
+fn patterns(tables: &Tables, faults: &mut Vec<OptionFault>) -> Vec<Pattern> {
+    let (texts, many) = match tables {
+        Tables::Many(texts) => (texts.as_slice(), true),
+        Tables::One(text) => (std::slice::from_ref(text), false),
+    };
+    if texts.is_empty() {
+        faults.push(fault("tables", "no table is named", "Name at least one table, for example public.orders."));
+    }
+    let mut found = Vec::new();
+    for (at, text) in texts.iter().enumerate() {
+        match Pattern::parse(text) {
+            Some(pattern) => found.push(pattern),
+            None => {
+                let path = if many { format!("tables[{at}]") } else { "tables".to_owned() };
+                let hint = format!("Write it as schema.table, for example public.{}.", text.trim_matches('.'));
+                faults.push(fault(path, format!("{text:?} is not schema.table"), hint));
+            }
+        }
+    }
+    found
+}
+
+/// `<prefix>_<connector>` in the characters that a slot name may have.
+fn default_name(context: &SourceContext) -> String {
+    let text = format!("{}_{}", context.prefix, context.connector).to_lowercase();
+    let text: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    text[..text.len().min(63)].to_owned()
+}
+
+fn check_name(path: &str, name: &str, faults: &mut Vec<OptionFault>) {
+    let fine = (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    if !fine {
+        faults.push(fault(path, format!("{name:?} is not a slot name"), "Use 1 to 63 of the characters a-z, 0-9 and _."));
+    }
+}
+
+fn decoded(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+fn server(context: &SourceContext, text: &str, password: Option<Secret>, faults: &mut Vec<OptionFault>) -> Option<Server> {
+    const FORM: &str = "Write it as postgres://USER@HOST:PORT/DATABASE.";
+    // The parser's messages never quote the url, which may hold a password.
+    let (parsed, no_host) = match Url::parse(text) {
+        // `postgres://user@/database?host=/directory` is how libpq names a unix socket; the parser wants some host.
+        Err(url::ParseError::EmptyHost) => (Url::parse(&text.replacen("@/", "@none/", 1)), true),
+        parsed => (parsed, false),
+    };
+    let url = match parsed {
+        Ok(url) if ["postgres", "postgresql"].contains(&url.scheme()) => url,
+        Ok(_) => {
+            faults.push(fault("url", "the url does not begin with postgres://", FORM));
+            return None;
+        }
+        Err(error) => {
+            faults.push(fault("url", format!("the url cannot be read: {error}"), FORM));
+            return None;
+        }
+    };
+    let host = decoded(url.host_str().filter(|_| !no_host).unwrap_or_default());
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let mut server = Server {
+        host: if host.starts_with('/') { Host::Unix(host.into()) } else { Host::Tcp(host.into()) },
+        port: url.port().unwrap_or(5432),
+        user: decoded(url.username()),
+        password_in_url: url.password().is_some(),
+        password: password.or_else(|| url.password().map(|text| Secret::literal(decoded(text)))),
+        database: decoded(url.path().trim_start_matches('/')),
+        ssl_mode: SslMode::VerifyFull,
+        ssl_root: None,
+        ssl_client: None,
+        application_name: format!("headwater/{}", context.connector),
+        connect_timeout: Duration::from_secs(10),
+    };
+    parameters(&url, &mut server, faults);
+    if server.user.is_empty() {
+        faults.push(fault("url", "the url names no user", FORM));
+    }
+    if server.host == Host::Tcp(String::new()) {
+        faults.push(fault(
+            "url",
+            "the url names no host",
+            "Name the host, or the directory of a unix socket as ?host=/run/postgresql.",
+        ));
+    }
+    if server.database.is_empty() {
+        server.database.clone_from(&server.user);
+    }
+    Some(server)
+}
+
+const PARAMETERS: [&str; 7] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "application_name", "connect_timeout"];
+
+fn parameters(url: &Url, server: &mut Server, faults: &mut Vec<OptionFault>) {
+    let (mut mode, mut cert, mut key) = (None, None, None);
+    for (name, value) in url.query_pairs() {
+        match &*name {
+            "sslmode" => mode = ssl_mode(&value, faults),
+            "sslrootcert" => server.ssl_root = Some(PathBuf::from(&*value)),
+            "sslcert" => cert = Some(PathBuf::from(&*value)),
+            "sslkey" => key = Some(PathBuf::from(&*value)),
+            "host" if value.starts_with('/') => server.host = Host::Unix(PathBuf::from(&*value)),
+            "host" => server.host = Host::Tcp(value.into_owned()),
+            "application_name" => server.application_name = value.into_owned(),
+            "connect_timeout" => match value.parse() {
+                Ok(seconds @ 1..=3600) => server.connect_timeout = Duration::from_secs(seconds),
+                _ => faults.push(fault("url", "connect_timeout is not a number of seconds", "Set connect_timeout to 1 to 3600.")),
+            },
+            "options" => faults.push(fault(
+                "url",
+                "the url parameter options is not supported",
+                "Remove it; headwater sets what its sessions need, and ALTER ROLE ... SET sets the rest.",
+            )),
+            other => {
+                let closest = closest(other, &PARAMETERS);
+                faults.push(fault(
+                    "url",
+                    format!("unknown url parameter {other:?}"),
+                    format!("Did you mean {closest}? Remove or rename it."),
+                ));
+            }
+        }
+    }
+    server.ssl_mode = mode.unwrap_or(if is_local(&server.host) { SslMode::Disable } else { SslMode::VerifyFull });
+    match (cert, key) {
+        (Some(cert), Some(key)) => server.ssl_client = Some((cert, key)),
+        (None, None) => {}
+        _ => faults.push(fault("url", "sslcert and sslkey go together", "Name both files, or neither.")),
+    }
+}
+
+fn ssl_mode(value: &str, faults: &mut Vec<OptionFault>) -> Option<SslMode> {
+    match value {
+        "disable" => Some(SslMode::Disable),
+        "require" => Some(SslMode::Require),
+        "verify-ca" => Some(SslMode::VerifyCa),
+        "verify-full" => Some(SslMode::VerifyFull),
+        "allow" | "prefer" => {
+            let what = format!("sslmode={value} protects against nothing");
+            faults.push(fault("url", what, "Use sslmode=verify-full, or sslmode=disable if the network is trusted."));
+            None
+        }
+        _ => {
+            let hint = format!("Did you mean {}?", closest(value, &["disable", "require", "verify-ca", "verify-full"]));
+            faults.push(fault("url", "unknown sslmode", hint));
+            None
+        }
+    }
+}
+
+fn is_local(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback()),
+    }
+}
+
+/// The known word with the fewest edits. The lists are short, so the plain algorithm does.
+fn closest<'a>(word: &str, known: &[&'a str]) -> &'a str {
+    let distance = |other: &str| {
+        let mut row: Vec<usize> = (0..=other.len()).collect();
+        for (i, a) in word.bytes().take(64).enumerate() {
+            let mut left = i + 1;
+            for (j, b) in other.bytes().enumerate() {
+                let cost = (row[j] + usize::from(a != b)).min(left + 1).min(row[j + 1] + 1);
+                row[j] = left;
+                left = cost;
+            }
+            row[other.len()] = left;
+        }
+        row[other.len()]
+    };
+    known.iter().min_by_key(|other| distance(other)).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn context() -> SourceContext {
+        SourceContext { connector: "Shop-1".into(), prefix: "headwater".into(), keys: Vec::new() }
+    }
+
+    fn with_url(url: &str) -> Result<Settings, Vec<OptionFault>> {
+        resolve(&context(), json!({ "url": url, "tables": ["public.orders"] }))
+    }
+
+    fn hints(url: &str) -> String {
+        with_url(url).unwrap_err().iter().map(|fault| fault.error.to_string()).collect()
+    }
+
+    #[test]
+    fn three_keys_are_enough() {
+        let settings =
+            resolve(&context(), json!({ "url": "postgres://hw@db.internal/shop", "tables": "public.orders" })).unwrap();
+        assert_eq!((settings.slot.as_str(), settings.publication.as_str()), ("headwater_shop_1", "headwater_shop_1"));
+        assert_eq!(settings.server.endpoint(), "db.internal:5432/shop");
+        assert_eq!(settings.server.ssl_mode, SslMode::VerifyFull);
+        assert_eq!(settings.server.application_name, "headwater/Shop-1");
+    }
+
+    #[test]
+    fn loopback_and_sockets_need_no_tls() {
+        for url in
+            ["postgres://hw@127.0.0.1/d", "postgres://hw@localhost/d", "postgres://hw@[::1]/d", "postgres://hw@/d?host=/tmp"]
+        {
+            assert_eq!(with_url(url).unwrap().server.ssl_mode, SslMode::Disable, "{url}");
+        }
+        assert_eq!(with_url("postgres://hw@localhost/d?sslmode=verify-full").unwrap().server.ssl_mode, SslMode::VerifyFull);
+        assert_eq!(with_url("postgres://hw@[::1]:7/d").unwrap().server.endpoint(), "[::1]:7/d");
+    }
+
+    #[test]
+    fn faults_name_what_was_meant_and_never_the_password() {
+        assert!(hints("postgres://hw@h/d?sslmod=require").contains("Did you mean sslmode?"));
+        assert!(hints("postgres://hw@h/d?sslmode=prefer").contains("verify-full"));
+        assert!(hints("postgres://hw@h/d?options=-cx%3D1").contains("not supported"));
+        assert!(hints("mysql://hw@h/d").contains("postgres://"));
+        for url in ["postgres://hw:hunter2@h:x/d", "postgres://:hunter2@/d", "mysql://hw:hunter2@h/d"] {
+            assert!(!hints(url).contains("hunter2"), "{url}");
+        }
+    }
+
+    #[test]
+    fn all_faults_come_at_once() {
+        let options = json!({ "url": "postgres://h/d", "tables": ["orders", "a.b"], "slot": "Bad-Name" });
+        let paths: Vec<String> = resolve(&context(), options).unwrap_err().into_iter().map(|fault| fault.path).collect();
+        assert_eq!(paths, ["tables[0]", "slot", "url"]);
+    }
+
+    #[test]
+    fn a_password_in_the_url_is_decoded_and_hidden() {
+        let settings = with_url("postgres://hw:p%40ss@h/d").unwrap();
+        assert_eq!(settings.server.password.as_ref().unwrap().reveal().unwrap().as_str(), "p@ss");
+        assert!(!format!("{settings:?}").contains("p@ss"));
+    }
+
+    #[test]
+    fn globs_match_whole_names() {
+        let matches = |pattern: &str, schema: &str, table: &str| Pattern::parse(pattern).unwrap().matches(schema, table);
+        assert!(matches("public.customer_*", "public", "customer_x"));
+        assert!(matches("*.*", "a", "b.c"));
+        assert!(matches("public.a*b*c", "public", "a1b2b3c"));
+        assert!(!matches("public.customer_*", "public", "customers"));
+        assert!(!matches("public.orders", "public", "orders2"));
+        assert!(!matches("public.orders", "other", "orders"));
+    }
+}

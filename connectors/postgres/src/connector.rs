@@ -1,0 +1,231 @@
+//! The configured source: looks, prepares, creates, verifies, opens.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use headwater_connector::{
+    Action, Error, Finding, Identity, Intent, IntentMode, Position, Result, Source, SourceConnector, Start, Table,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    catalog::{Catalog, TableFacts},
+    check, codes,
+    config::{LargeValues, Settings},
+    connection::{Connection, ident, literal},
+    error::protocol,
+    position::{Lsn, Place},
+    publication, relation, slot,
+    source::PostgresSource,
+    stream::Stream,
+};
+
+/// How long a start waits for a slot that a dying daemon still holds, before it reports it in use.
+const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// See the module's page.
+pub struct PostgresConnector {
+    settings: Arc<Settings>,
+}
+
+impl PostgresConnector {
+    /// Touches nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings: Arc::new(settings) }
+    }
+
+    fn catalog(&self) -> Catalog {
+        Catalog::new(self.settings.server.clone())
+    }
+
+    async fn session(&self) -> Result<(Connection, Identity)> {
+        let mut session = slot::replication_session(&self.settings).await?;
+        let identity = slot::identify(&mut session, &self.settings).await?;
+        Ok((session, identity))
+    }
+
+    /// The selected tables; the first fault if there is one.
+    async fn selected(&self, catalog: &mut Catalog) -> Result<Vec<TableFacts>> {
+        let (tables, mut faults) = select(catalog, &self.settings).await?;
+        if faults.is_empty() { Ok(tables.into_iter().map(|(facts, _)| facts).collect()) } else { Err(faults.remove(0)) }
+    }
+
+    async fn create_slot(&self, catalog: &mut Catalog, session: &mut Connection, again: bool) -> Result<Lsn> {
+        if let Some(found) = slot::find(catalog, &self.settings).await? {
+            // C4: an orphan of an earlier start that got no further. Anything else is somebody's.
+            if !again {
+                return Err(slot::appeared(&self.settings));
+            }
+            found.free(&self.settings)?;
+            catalog.query(&format!("SELECT pg_drop_replication_slot({})", literal(&self.settings.slot))).await?;
+        }
+        slot::create(session, &self.settings).await
+    }
+
+    async fn adopt_slot(&self, catalog: &mut Catalog, intent: &Intent) -> Result<Lsn> {
+        let detail: slot::Detail =
+            serde_json::from_str(&intent.detail).map_err(|_| protocol("the stored intent cannot be read"))?;
+        let seen: Option<Lsn> = detail.confirmed_flush_lsn.and_then(|text| text.parse().ok());
+        let Some(seen) = seen else { return Err(protocol("the stored intent names no position")) };
+        slot::require_behind(catalog, &self.settings, Place::at(seen)).await?;
+        Ok(seen)
+    }
+
+    /// Starts the copy. The slot may still be held by our own last session for a moment.
+    async fn start(&self, session: &mut Connection, place: Place) -> Result<()> {
+        let command = slot::start_command(&self.settings, place.base);
+        let deadline = Instant::now() + SLOT_PATIENCE;
+        loop {
+            let Err(refused) = session.start_copy(&command).await? else { return Ok(()) };
+            match refused.state.as_str() {
+                "55006" if Instant::now() < deadline => {
+                    session.recover().await?;
+                    sleep(Duration::from_millis(50)).await;
+                }
+                "55006" => return Err(slot::active(&self.settings, &refused.text())),
+                "55000" => {
+                    return Err(Error::new(&codes::SLOT_INVALID, refused.text())
+                        .at("slot", &self.settings.slot)
+                        .hint("Reset the connector; what the slot lacks cannot be read any more."));
+                }
+                _ => return Err(refused.into_error().at("slot", &self.settings.slot)),
+            }
+        }
+    }
+}
+
+/// A selected table: as it is, and the schema that its events will have.
+pub type Selected = (TableFacts, Table);
+
+/// The tables that the patterns select, and every fault: patterns without match, tables without a usable key.
+/// Fails only if the server cannot be asked.
+pub async fn select(catalog: &mut Catalog, settings: &Settings) -> Result<(Vec<Selected>, Vec<Error>)> {
+    let facts = catalog.tables(&settings.tables).await?;
+    let mut faults = Vec::new();
+    for pattern in &settings.tables {
+        // A partition whose table is selected as well is covered by it and not listed.
+        if !facts.iter().any(|table| pattern.matches(&table.schema, &table.name)) {
+            faults.push(
+                Error::new(&codes::TABLE_MISSING, format!("{:?} matches no table", pattern.text))
+                    .at("server", settings.server.endpoint())
+                    .hint("Correct the entry of `tables`; it is written as schema.table, and * stands for any characters."),
+            );
+        }
+    }
+    let mut tables = Vec::new();
+    for table in facts {
+        match relation::schema_now(catalog, settings, &table).await? {
+            Ok(schema) => {
+                if settings.large_values == LargeValues::Full && table.identity != 'f' {
+                    faults.push(needs_full(&table));
+                }
+                let found = Table { schema: Arc::new(schema), estimated_rows: table.estimated_rows };
+                tables.push((table, found));
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
+    Ok((tables, faults))
+}
+
+fn needs_full(table: &TableFacts) -> Error {
+    let name = format!("{}.{}", ident(&table.schema), ident(&table.name));
+    Error::new(&codes::ABSENT_VALUES, "`large_values: full` needs a full replica identity")
+        .at("table", table.full_name())
+        .hint(format!("Run ALTER TABLE {name} REPLICA IDENTITY FULL;"))
+}
+
+#[async_trait]
+impl SourceConnector for PostgresConnector {
+    fn endpoint(&self) -> String {
+        self.settings.server.endpoint()
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, Vec<Error>> {
+        let mut catalog = self.catalog();
+        let selected = select(&mut catalog, &self.settings).await;
+        catalog.rest().await;
+        let (tables, faults) = selected.map_err(|error| vec![error])?;
+        if faults.is_empty() { Ok(tables.into_iter().map(|(_, table)| table).collect()) } else { Err(faults) }
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        let mut catalog = self.catalog();
+        let findings = check::findings(&mut catalog, &self.settings).await;
+        catalog.rest().await;
+        findings
+    }
+
+    async fn plan(&self, fresh: bool) -> Result<Vec<Action>> {
+        let mut catalog = self.catalog();
+        let actions = check::actions(&mut catalog, &self.settings, fresh).await;
+        catalog.rest().await;
+        actions
+    }
+
+    async fn verify(&self, identity: &Identity) -> Result<()> {
+        let (session, found) = self.session().await?;
+        session.close().await;
+        slot::require_same(identity, &found)
+    }
+
+    async fn prepare(&self) -> Result<Intent> {
+        let mut catalog = self.catalog();
+        self.selected(&mut catalog).await?;
+        let found = slot::find(&mut catalog, &self.settings).await?;
+        catalog.rest().await;
+        let mut detail = slot::Detail {
+            slot: self.settings.slot.clone(),
+            publication: self.settings.publication.clone(),
+            confirmed_flush_lsn: None,
+        };
+        let mode = match found {
+            None => IntentMode::Create,
+            Some(slot) => {
+                detail.confirmed_flush_lsn = Some(slot.usable(&self.settings)?.to_string());
+                slot.free(&self.settings)?;
+                IntentMode::Adopt
+            }
+        };
+        let detail = serde_json::to_string(&detail).map_err(|_| protocol("the intent cannot be written"))?;
+        Ok(Intent { mode, detail })
+    }
+
+    async fn create(&self, intent: &Intent, again: bool) -> Result<Start> {
+        let mut catalog = self.catalog();
+        let tables = self.selected(&mut catalog).await?;
+        let (mut session, identity) = self.session().await?;
+        publication::create(&mut catalog, &self.settings, &tables).await?;
+        let first = match intent.mode {
+            IntentMode::Create => self.create_slot(&mut catalog, &mut session, again).await?,
+            IntentMode::Adopt => self.adopt_slot(&mut catalog, intent).await?,
+        };
+        catalog.rest().await;
+        session.close().await;
+        Ok(Start { identity, position: Place::at(first).to_position() })
+    }
+
+    async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
+        let settings = &self.settings;
+        let place = Place::from_position(position)?;
+        let (mut session, found) = self.session().await?;
+        slot::require_same(identity, &found)?;
+        slot::require_history(&mut session, identity, &found, place).await?;
+        let mut catalog = self.catalog();
+        slot::require_behind(&mut catalog, settings, place).await?;
+        let tables = self.selected(&mut catalog).await?;
+        publication::extend(&mut catalog, settings, &tables).await?;
+        let silence = catalog.value("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").await?;
+        self.start(&mut session, place).await?;
+        // Once more, now that nobody else can move it: another daemon may have had the slot until a moment ago.
+        slot::require_behind(&mut catalog, settings, place).await?;
+        catalog.rest().await;
+        let silence = match silence.and_then(|text| text.parse().ok()) {
+            None | Some(0) => Duration::from_secs(60),
+            Some(milliseconds) => Duration::from_millis(milliseconds),
+        };
+        let (socket, input) = session.into_parts();
+        let stream = Stream::start(socket, input, place.base, silence);
+        Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place)))
+    }
+}

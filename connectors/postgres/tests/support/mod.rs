@@ -1,0 +1,211 @@
+//! A real PostgreSQL for the tests of one binary. A missing server is a failure, never a skip.
+
+#![allow(dead_code)]
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A server in a directory that vanishes with it.
+pub struct Postgres {
+    bin: PathBuf,
+    directory: tempfile::TempDir,
+    /// TCP port on 127.0.0.1.
+    pub port: u16,
+}
+
+impl Postgres {
+    /// initdb and start. `settings` are lines of postgresql.conf; `hba` goes before the trusting default.
+    pub fn start(settings: &[&str], hba: &str) -> Self {
+        let bin = find_binaries();
+        let directory = tempfile::Builder::new().prefix("hw-pg-").tempdir().expect("a temporary directory");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+        let server = Self { bin, directory, port };
+        let data = server.data();
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(server.directory.path()));
+        }
+        run(server.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(&data));
+        let mut conf = format!(
+            "listen_addresses='127.0.0.1'\nport={port}\nunix_socket_directories='{}'\nwal_level=logical\nmax_wal_senders=40\n\
+             max_replication_slots=40\nmax_connections=100\nfsync=off\nautovacuum=off\npassword_encryption='scram-sha-256'\n\
+             wal_sender_timeout=10s\n",
+            server.directory.path().display()
+        );
+        settings.iter().for_each(|line| conf.push_str(&format!("{line}\n")));
+        append(&data.join("postgresql.conf"), &conf);
+        let path = data.join("pg_hba.conf");
+        let rest = std::fs::read_to_string(&path).expect("pg_hba.conf");
+        std::fs::write(&path, format!("{hba}\n{rest}")).expect("pg_hba.conf");
+        server.boot();
+        server
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// The directory of the unix socket.
+    pub fn socket_directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn boot(&self) {
+        let log = self.directory.path().join("log");
+        let mut command = self.command("pg_ctl");
+        command.arg("-D").arg(self.data()).args(["-w", "-t", "60", "-l"]).arg(&log).arg("start");
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("pg_ctl");
+        assert!(status.success(), "the server did not start:\n{}", std::fs::read_to_string(&log).unwrap_or_default());
+    }
+
+    /// Stops as a crash would, and starts again.
+    pub fn crash_and_restart(&self) {
+        self.stop();
+        self.boot();
+    }
+
+    fn stop(&self) {
+        let mut command = self.command("pg_ctl");
+        command.arg("-D").arg(self.data()).args(["-w", "-m", "immediate", "stop"]);
+        let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let path = self.bin.join(program);
+        let mut command = match is_root() {
+            false => Command::new(path),
+            // initdb and postgres refuse root.
+            true => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "env", "HOME=/tmp"]).arg(path);
+                command
+            }
+        };
+        command.current_dir("/").env("LC_ALL", "C");
+        command
+    }
+
+    /// An empty database of its own, and its name.
+    pub fn database(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("d{}", NEXT.fetch_add(1, Ordering::SeqCst));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        name
+    }
+
+    /// Runs statements as the superuser; one transaction unless they say otherwise. Panics on an error.
+    pub fn sql(&self, database: &str, statements: &str) -> String {
+        self.try_sql(database, statements).unwrap_or_else(|error| panic!("{error}\nin: {statements:.300}"))
+    }
+
+    /// Like [`sql`](Self::sql); unaligned rows, or the error.
+    pub fn try_sql(&self, database: &str, statements: &str) -> Result<String, String> {
+        let psql = [self.bin.join("psql"), PathBuf::from("psql")].into_iter().find(|path| path.is_absolute() && path.exists());
+        let mut command = Command::new(psql.unwrap_or_else(|| "psql".into()));
+        command.args(["-h", "127.0.0.1", "-U", "postgres", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+        command.args(["-p", &self.port.to_string(), "-d", database, "-f", "-"]).env("PGOPTIONS", "-c client_min_messages=error");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("psql is installed");
+        {
+            use std::io::Write;
+            child.stdin.take().expect("piped").write_all(statements.as_bytes()).expect("psql reads");
+        }
+        let output = child.wait_with_output().expect("psql ends");
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// `postgres://postgres@127.0.0.1:PORT/DATABASE`
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One server for all tests of the binary. It is never dropped, so its end is tied to the process: see [`guard`].
+pub fn shared() -> &'static Postgres {
+    static SHARED: OnceLock<Postgres> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let server = Postgres::start(&[], "");
+        guard(&server);
+        server
+    })
+}
+
+/// Statics are not dropped at exit. A small process waits for ours to end, however it ends, and stops the server.
+fn guard(server: &Postgres) {
+    let pid = std::process::id();
+    let stop = format!(
+        "while kill -0 {pid} 2>/dev/null; do sleep 0.2; done; kill -QUIT $(head -1 {0}/data/postmaster.pid) 2>/dev/null; sleep 0.5; rm -rf {0}",
+        server.directory.path().display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &stop]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    use std::os::unix::process::CommandExt;
+    // A group of its own, so that an interrupt from the terminal does not end it first.
+    command.process_group(0).spawn().expect("sh");
+}
+
+fn append(path: &Path, text: &str) {
+    let mut whole = std::fs::read_to_string(path).expect("a config file");
+    whole.push_str(text);
+    std::fs::write(path, whole).expect("a config file");
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn is_root() -> bool {
+    static ROOT: OnceLock<bool> = OnceLock::new();
+    *ROOT.get_or_init(|| {
+        let output = Command::new("id").arg("-u").output().expect("id");
+        output.stdout.starts_with(b"0\n")
+    })
+}
+
+fn find_binaries() -> PathBuf {
+    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut found = FOUND.lock().expect("no panic inside");
+    found.get_or_insert_with(search).clone()
+}
+
+fn search() -> PathBuf {
+    let has = |path: &PathBuf| path.join("initdb").exists();
+    let given = std::env::var_os("HEADWATER_PG_BIN").map(PathBuf::from);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/postgres-path.sh");
+    let scripted = script.exists().then(|| Command::new(&script).output().ok()).flatten();
+    let scripted = scripted.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let on_path = std::env::var_os("PATH").map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>()).unwrap_or_default();
+    let mut debian: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect())
+        .unwrap_or_default();
+    debian.sort();
+    debian.reverse();
+    let found = given.into_iter().chain(scripted).chain(on_path).chain(debian).find(has);
+    found.expect("no PostgreSQL was found: set HEADWATER_PG_BIN to a directory with initdb, pg_ctl and postgres")
+}
+
+/// Polls until it holds; panics after ten seconds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
