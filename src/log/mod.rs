@@ -2,10 +2,10 @@
 //!
 //! Exactly once, in the order of the calls:
 //!
-//! 1. [`Log::last_records`] of the checkpoint topic *without* fencing anybody: a foreign identity stops here.
+//! 1. [`Log::peek_records`] of the checkpoint topic *without* fencing anybody: a foreign identity stops here.
 //! 2. [`Log::open_writer`] fences every older writer of the connector and returns only when their last transaction is
 //!    committed or aborted.
-//! 3. [`Log::last_records`] again, now the truth: nobody else can write it any more.
+//! 3. [`Log::last_records`] of it, now the truth: nobody else can write it any more.
 //! 4. [`LogWriter::commit`] per batch: events and exactly one checkpoint, all or nothing.
 //! 5. Any doubt about a commit: drop the writer and begin at 1. The checkpoint tells what happened.
 //!
@@ -45,6 +45,13 @@ pub trait Log: Send + Sync {
     /// The last committed record of each key in partition 0, read to the true end: records of a transaction that was still
     /// open when the call began are waited for. Empty if the topic does not exist. A tombstone removes its key.
     async fn last_records(&self, topic: &str) -> Result<Vec<StoredRecord>>;
+
+    /// As [`last_records`](Self::last_records), but only what is committed by now: nothing is waited for. For the look at the
+    /// checkpoint *before* the writer is opened: what a killed process left open is ended by `open_writer`, and waiting for it
+    /// here would take until the transaction times out.
+    async fn peek_records(&self, topic: &str) -> Result<Vec<StoredRecord>> {
+        self.last_records(topic).await
+    }
 
     /// Takes the writer's place of `connector`: fences every older writer. Topics that the writer will use exist already.
     async fn open_writer(&self, connector: &str) -> Result<Box<dyn LogWriter>>;

@@ -1,0 +1,241 @@
+//! The client's settings, and what its threads report.
+
+use std::sync::{
+    Mutex, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use headwater_connector::Result;
+use rdkafka::{
+    ClientContext,
+    config::{ClientConfig, RDKafkaLogLevel},
+    consumer::ConsumerContext,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::Message,
+    producer::{DeliveryResult, ProducerContext},
+};
+use tracing::{debug, warn};
+
+use super::{Options, error};
+
+/// The client's queue holds a copy of what is being sent; beyond this the sender waits, so memory stays bounded.
+const QUEUE_KBYTES: u32 = 128 * 1024;
+
+/// Records of one request to a broker, before compression.
+const BATCH_BYTES: u64 = 1_000_000;
+
+/// Which records a consumer sees, and which end of a partition it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Isolation {
+    Committed,
+    Uncommitted,
+}
+
+/// Settings that every client has.
+pub(super) fn base(options: &Options) -> Result<ClientConfig> {
+    let mut config = ClientConfig::new();
+    for (key, value) in &options.properties {
+        config.set(key, value);
+    }
+    let defaults = [
+        ("client.id", "headwater"),
+        // A broker that comes back is used again soon.
+        ("reconnect.backoff.max.ms", "2000"),
+        // An idle connection that a broker closes is no event.
+        ("log.connection.close", "false"),
+        ("enable.ssl.certificate.verification", "true"),
+        ("ssl.endpoint.identification.algorithm", "https"),
+    ];
+    for (key, value) in defaults {
+        if config.get(key).is_none() {
+            config.set(key, value);
+        }
+    }
+    config.set("bootstrap.servers", options.bootstrap_servers.join(","));
+    // Topics are created by us, with the settings they need, or not at all.
+    config.set("allow.auto.create.topics", "false");
+    config.set("socket.timeout.ms", request_timeout_ms(options).to_string());
+    config.set("security.protocol", options.protocol().name());
+    security(options, &mut config)?;
+    config.set_log_level(RDKafkaLogLevel::Info);
+    Ok(config)
+}
+
+fn security(options: &Options, config: &mut ClientConfig) -> Result<()> {
+    let security = &options.security;
+    if options.protocol().is_encrypted() {
+        match &security.ca_file {
+            Some(file) => config.set("ssl.ca.location", file.to_string_lossy()),
+            // Our OpenSSL is linked in and knows no directory of the system: the client looks at the usual places.
+            None => config.set("ssl.ca.location", "probe"),
+        };
+    }
+    if let Some(file) = &security.certificate_file {
+        config.set("ssl.certificate.location", file.to_string_lossy());
+    }
+    if let Some(file) = &security.key_file {
+        config.set("ssl.key.location", file.to_string_lossy());
+    }
+    if let Some(password) = &security.key_password {
+        config.set("ssl.key.password", password.reveal()?.as_str());
+    }
+    if let Some(sasl) = &security.sasl {
+        config.set("sasl.mechanism", sasl.mechanism.name());
+        config.set("sasl.username", &sasl.username);
+        config.set("sasl.password", sasl.password.reveal()?.as_str());
+    }
+    Ok(())
+}
+
+/// How long one request to a broker may take. Well below the transaction timeout: a broker that hangs must not cost the transaction.
+pub(super) fn request_timeout_ms(options: &Options) -> u64 {
+    (u64::from(options.transaction_timeout_seconds) * 1000 / 2).min(30_000)
+}
+
+/// Settings of the writer.
+pub(super) fn producer(options: &Options, transactional_id: &str, batch_bytes: u64) -> Result<ClientConfig> {
+    let mut config = base(options)?;
+    let timeout = (u64::from(options.transaction_timeout_seconds) * 1000).to_string();
+    if config.get("queue.buffering.max.kbytes").is_none() {
+        config.set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string());
+    }
+    if config.get("queue.buffering.max.messages").is_none() {
+        // Bytes are the limit, not records.
+        config.set("queue.buffering.max.messages", "0");
+    }
+    config
+        .set("transactional.id", transactional_id)
+        .set("transaction.timeout.ms", &timeout)
+        .set("message.timeout.ms", &timeout)
+        .set("request.timeout.ms", request_timeout_ms(options).to_string())
+        .set("batch.size", batch_bytes.to_string())
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("compression.type", options.compression.name())
+        // The limit that counts is the topic's, and it is checked before anything is sent.
+        .set("message.max.bytes", "1000000000")
+        // A report per record would cost more than the record; silence means success.
+        .set("delivery.report.only.error", "true");
+    Ok(config)
+}
+
+/// The `batch.size` for topics of which the lowest `max.message.bytes` is given: the brokers hold it against whole batches.
+pub(super) fn batch_bytes(lowest_limit: Option<u64>) -> u64 {
+    BATCH_BYTES.min(lowest_limit.unwrap_or(BATCH_BYTES))
+}
+
+/// Settings of a client that asks about topics and offsets.
+pub(super) fn consumer(options: &Options, isolation: Isolation) -> Result<ClientConfig> {
+    let mut config = base(options)?;
+    let isolation = match isolation {
+        Isolation::Committed => "read_committed",
+        Isolation::Uncommitted => "read_uncommitted",
+    };
+    config.set("isolation.level", isolation).set("enable.auto.commit", "false");
+    Ok(config)
+}
+
+/// Settings of a client that reads records.
+pub(super) fn reader(options: &Options, prefix: &str) -> Result<ClientConfig> {
+    let mut config = consumer(options, Isolation::Committed)?;
+    let defaults = [
+        // The reader is never far ahead of who reads: memory stays small.
+        ("queued.max.messages.kbytes", "16384"),
+        // With a full queue the client would else pause for a second.
+        ("fetch.queue.backoff.ms", "10"),
+        ("fetch.error.backoff.ms", "100"),
+    ];
+    for (key, value) in defaults {
+        if config.get(key).is_none() {
+            config.set(key, value);
+        }
+    }
+    config
+        // The client wants a group to assign partitions; it is never joined and holds no offsets.
+        .set("group.id", format!("{prefix}.reader"))
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        // Records that vanished before they were read must be an error, not a gap.
+        .set("auto.offset.reset", "error");
+    Ok(config)
+}
+
+/// What a client's threads report: the last error, how often a connection failed, and the first record that was not delivered.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    last: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    all_down: AtomicBool,
+    network_errors: AtomicU64,
+    undelivered: OnceLock<(RDKafkaErrorCode, String)>,
+}
+
+impl Watch {
+    /// The last error and its reason.
+    pub(super) fn last(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.last.lock().expect("no panic while held").clone()
+    }
+
+    /// Forgets the last error, so that the next one belongs to the call that begins.
+    pub(super) fn forget(&self) {
+        self.all_down.store(false, Ordering::Release);
+        *self.last.lock().expect("no panic while held") = None;
+    }
+
+    /// Whether no broker could be reached at some time since [`forget`](Self::forget).
+    pub(super) fn all_down(&self) -> bool {
+        self.all_down.load(Ordering::Acquire)
+    }
+
+    /// Connections that failed or broke so far.
+    pub(super) fn network_errors(&self) -> u64 {
+        self.network_errors.load(Ordering::Acquire)
+    }
+
+    /// The first record that could not be delivered: why, and its topic.
+    pub(super) fn undelivered(&self) -> Option<(RDKafkaErrorCode, &str)> {
+        self.undelivered.get().map(|(code, topic)| (*code, topic.as_str()))
+    }
+}
+
+impl ClientContext for Watch {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // What matters comes back as an error as well; as a warning here it would be told twice.
+        if matches!(level, RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical) {
+            warn!(facility, message, "kafka client");
+        } else {
+            debug!(facility, message, "kafka client");
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error::code_of(&error).unwrap_or(RDKafkaErrorCode::Fail);
+        debug!(?code, reason, "kafka client error");
+        if error::is_network(code) {
+            self.network_errors.fetch_add(1, Ordering::AcqRel);
+        }
+        if code == RDKafkaErrorCode::AllBrokersDown {
+            self.all_down.store(true, Ordering::Release);
+        }
+        let mut last = self.last.lock().expect("no panic while held");
+        // "All brokers are down" follows the reason why and must not hide it.
+        let hides = code == RDKafkaErrorCode::AllBrokersDown && last.is_some();
+        if !hides {
+            *last = Some((code, reason.to_owned()));
+        }
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+}
+
+impl ProducerContext for Watch {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, message)) = result {
+            let code = error::code_of(error).unwrap_or(RDKafkaErrorCode::Fail);
+            let _ = self.undelivered.set((code, message.topic().to_owned()));
+        }
+    }
+}
+
+impl ConsumerContext for Watch {}

@@ -1,0 +1,317 @@
+//! One Kafka broker for tests: KRaft, one node, free ports on loopback, its own directory.
+//!
+//! The broker never outlives the test process: a shell beside it holds the read end of a pipe and kills the broker when
+//! the pipe closes, which also happens when the test process is killed. Everything is stopped by process id.
+
+#![allow(dead_code)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A start takes 7 s on an idle machine; this is for one that builds something beside it.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// A running broker.
+pub struct Kafka {
+    /// `host:port` for clients.
+    pub bootstrap: String,
+    /// Holds settings, log files and `broker.log`.
+    pub dir: PathBuf,
+    jars: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+struct Process {
+    pid: u32,
+    watcher: Child,
+}
+
+/// A record as Kafka's own consumer prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumed {
+    pub partition: u32,
+    pub offset: u64,
+    pub timestamp_ms: i64,
+    /// In the order they were written.
+    pub headers: Vec<(String, String)>,
+    pub key: Option<String>,
+    /// None is a tombstone.
+    pub value: Option<String>,
+}
+
+impl Kafka {
+    /// The broker that all tests of this process share.
+    pub fn shared() -> &'static Kafka {
+        static SHARED: OnceLock<Kafka> = OnceLock::new();
+        SHARED.get_or_init(Kafka::start)
+    }
+
+    /// A broker of one's own, for a test that stops it.
+    pub fn start() -> Kafka {
+        Self::start_with("")
+    }
+
+    /// A broker with further lines in its settings.
+    pub fn start_with(settings: &str) -> Kafka {
+        let jars = jars();
+        let dir = tempfile::Builder::new().prefix("headwater-kafka-").tempdir().expect("a temporary directory").keep();
+        let (port, controller) = free_ports();
+        let kafka =
+            Kafka { bootstrap: format!("127.0.0.1:{port}"), dir: dir.clone(), jars, process: Mutex::new(None) };
+        fs::write(dir.join("server.properties"), properties(&dir, port, controller) + settings).expect("settings written");
+        kafka.format();
+        kafka.run();
+        kafka
+    }
+
+    /// The broker's process id, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.lock().unwrap().as_ref().map(|process| process.pid)
+    }
+
+    /// Ends it in order and starts it again on the same port and files.
+    pub fn restart(&self) {
+        self.stop();
+        self.run();
+    }
+
+    /// Ends it in order.
+    pub fn stop(&self) {
+        self.end("-TERM");
+    }
+
+    /// Ends it as a power cut would, as far as this process is concerned.
+    pub fn kill(&self) {
+        self.end("-KILL");
+    }
+
+    /// Starts a stopped broker.
+    pub fn run(&self) {
+        let mut process = self.process.lock().unwrap();
+        assert!(process.is_none(), "the broker runs already");
+        let log = self.dir.join("broker.log");
+        let begin = fs::metadata(&log).map_or(0, |meta| meta.len());
+        let started = spawn(&self.dir, &self.jars, &log);
+        let pid = started.pid;
+        *process = Some(started);
+        drop(process);
+        self.wait_until_ready(pid, &log, begin);
+    }
+
+    /// All records that a `read_committed` consumer of Kafka's own sees in a topic, in the order of partition and offset.
+    pub fn console_consume(&self, topic: &str) -> Vec<Consumed> {
+        let mut args = vec!["--bootstrap-server", &self.bootstrap, "--topic", topic, "--from-beginning"];
+        args.extend(["--isolation-level", "read_committed", "--timeout-ms", "3000"]);
+        for property in [
+            "print.partition=true",
+            "print.offset=true",
+            "print.timestamp=true",
+            "print.headers=true",
+            "print.key=true",
+            "null.literal=<null>",
+            "key.separator=\t",
+            "headers.separator=;",
+        ] {
+            args.extend(["--formatter-property", property]);
+        }
+        let text = self.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &args, "");
+        let mut records: Vec<_> = text.lines().map(parse).collect();
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// Runs one of Kafka's command-line classes and returns what it printed; panics if it fails.
+    pub fn tool(&self, class: &str, args: &[&str], input: &str) -> String {
+        run_class(&self.jars, class, args, input)
+    }
+
+    fn format(&self) {
+        let settings = self.dir.join("server.properties");
+        let settings = settings.to_str().expect("a path in UTF-8");
+        // Any 22 characters of URL-safe base64 are a cluster id.
+        let args = ["format", "-t", "aGVhZHdhdGVyLXRlc3RzMQ", "-c", settings];
+        run_class(&self.jars, "kafka.tools.StorageTool", &args, "");
+    }
+
+    fn wait_until_ready(&self, pid: u32, log: &Path, begin: u64) {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let text = fs::read(log).unwrap_or_default();
+            let text = String::from_utf8_lossy(text.get(begin as usize..).unwrap_or_default()).into_owned();
+            if text.contains("Kafka Server started") && TcpStream::connect(&self.bootstrap).is_ok() {
+                return;
+            }
+            assert!(alive(pid) && Instant::now() < deadline, "the broker did not start: {}", tail(&text));
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn end(&self, signal: &str) {
+        let Some(Process { pid, mut watcher }) = self.process.lock().unwrap().take() else { return };
+        let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while alive(pid) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        // The watcher kills what is still there and ends when its input closes.
+        drop(watcher.stdin.take());
+        let _ = watcher.wait();
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Starts the broker under a shell that ends it when this process goes away.
+fn spawn(dir: &Path, jars: &Path, log: &Path) -> Process {
+    // The directory goes only if the test process vanished: after an orderly end the shell is told to leave it.
+    let script = r#"
+        java -Xms128m -Xmx384m -XX:+UseSerialGC -Dlog4j2.configurationFile="$1/log4j2.xml" -cp "$2/*" \
+            kafka.Kafka "$1/server.properties" < /dev/null >> "$3" 2>&1 &
+        echo $!
+        exec > /dev/null
+        cat > /dev/null
+        kill -KILL $! 2> /dev/null
+        wait
+        [ -d "/proc/$4" ] || rm -rf "$1"
+    "#;
+    fs::write(dir.join("log4j2.xml"), include_str!("../../scripts/kafka/log4j2.xml")).expect("log settings written");
+    let mut watcher = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .args([dir, jars, log])
+        .arg(std::process::id().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("sh starts");
+    let mut line = String::new();
+    BufReader::new(watcher.stdout.take().expect("piped")).read_line(&mut line).expect("the shell prints a process id");
+    Process { pid: line.trim().parse().expect("a process id"), watcher }
+}
+
+/// Where the jars are; fetches them the first time.
+fn jars() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka-path.sh");
+    let output = Command::new(&script).output().expect("scripts/kafka-path.sh runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path in UTF-8").trim())
+}
+
+fn run_class(jars: &Path, class: &str, args: &[&str], input: &str) -> String {
+    let settings = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/log4j2.xml");
+    let mut child = Command::new("java")
+        .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dheadwater.log.level=ERROR"])
+        .arg(format!("-Dlog4j2.configurationFile={}", settings.display()))
+        .arg("-cp")
+        .arg(jars.join("*"))
+        .arg(class)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("java starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    let input = input.to_owned();
+    // Written on a thread of its own: a class that prints much would else block on its output.
+    let writer = thread::spawn(move || {
+        let _ = stdin.write_all(input.as_bytes());
+    });
+    let mut errors = child.stderr.take().expect("piped");
+    let errors = thread::spawn(move || {
+        let mut text = String::new();
+        let _ = errors.read_to_string(&mut text);
+        text
+    });
+    let output = child.wait_with_output().expect("java ends");
+    writer.join().expect("the input is written");
+    let errors = errors.join().expect("the errors are read");
+    // The console consumer ends with an error message and code 0 or 1, by version, when its time is up.
+    let timeout = errors.contains("TimeoutException");
+    assert!(output.status.success() || timeout, "{class}: {}", tail(&errors));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// `CreateTime:1\tPartition:0\tOffset:0\tname:value;name:value\tkey\tvalue`
+fn parse(line: &str) -> Consumed {
+    let bad = || panic!("not a line of the console consumer: {line:?}");
+    let fields: Vec<_> = line.splitn(6, '\t').collect();
+    let [time, partition, offset, headers, key, value] = fields[..] else { bad() };
+    let number = |text: &str, label: &str| -> i64 {
+        text.strip_prefix(label).and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {label} in {line:?}"))
+    };
+    let optional = |text: &str| (text != "<null>").then(|| text.to_owned());
+    let headers = headers.split(';').filter(|text| !text.is_empty() && *text != "NO_HEADERS");
+    Consumed {
+        partition: number(partition, "Partition:") as u32,
+        offset: number(offset, "Offset:") as u64,
+        timestamp_ms: number(time, "CreateTime:"),
+        headers: headers
+            .map(|header| header.split_once(':').unwrap_or_else(|| bad()))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+        key: optional(key),
+        value: optional(value),
+    }
+}
+
+/// Whether the process runs; one that ended and waits for its parent does not.
+fn alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+/// Two ports, held together so that they differ.
+fn free_ports() -> (u16, u16) {
+    let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let [one, two] = sockets.map(|socket| socket.local_addr().expect("an address").port());
+    (one, two)
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+fn properties(dir: &Path, port: u16, controller: u16) -> String {
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={}
+auto.create.topics.enable=false
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+log.cleaner.dedupe.buffer.size=8388608
+num.network.threads=2
+num.io.threads=4
+",
+        dir.join("logs").display()
+    )
+}
