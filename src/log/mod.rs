@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod codes;
 pub mod embedded;
 pub mod kafka;
+mod open;
 pub mod partition;
 pub mod topic;
 pub mod transaction;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use headwater_connector::{Finding, Result};
 
+pub use open::{Mode, open};
 pub use topic::{Cleanup, TopicSpec, TopicState};
 pub use transaction::{Header, Record, Span, Transaction};
 
