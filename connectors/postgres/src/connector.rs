@@ -216,6 +216,10 @@ impl SourceConnector for PostgresConnector {
         let tables = self.selected(&mut catalog).await?;
         publication::extend(&mut catalog, settings, &tables).await?;
         let silence = catalog.value("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").await?;
+        if session.parameter("server_encoding") == Some("SQL_ASCII") {
+            // Such a server cannot convert, only refuse without naming the row; let the bytes come and judge them here (T9).
+            session.query("SET client_encoding TO 'SQL_ASCII'").await?;
+        }
         self.start(&mut session, place).await?;
         // Once more, now that nobody else can move it: another daemon may have had the slot until a moment ago.
         slot::require_behind(&mut catalog, settings, place).await?;

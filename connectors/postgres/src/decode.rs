@@ -51,12 +51,22 @@ pub fn push(batch: &mut Batch, codec: &Codec, raw: &[u8]) -> Result<(), Bad> {
                 batch.push(Value::Text(text));
             }
         }
-        Codec::Time(digits) => batch.push_text_with(|out| Ok(time(out, text, *digits)))?,
-        Codec::Timestamp(digits) => batch.push_text_with(|out| Ok(timestamp(out, text, *digits, "", "")))?,
-        Codec::TimestampTz(digits) => batch.push_text_with(|out| Ok(timestamp(out, text, *digits, "+00", "Z")))?,
+        Codec::Time(digits) => batch.push_text_with(|out| {
+            time(out, text, *digits);
+            Ok::<(), Bad>(())
+        })?,
+        Codec::Timestamp(digits) => push_timestamp(batch, text, *digits, "", "")?,
+        Codec::TimestampTz(digits) => push_timestamp(batch, text, *digits, "+00", "Z")?,
         Codec::Array(element, delimiter) => batch.push_json_with(|out| array::write(out, element, *delimiter, text))?,
     }
     Ok(())
+}
+
+fn push_timestamp(batch: &mut Batch, text: &str, digits: u8, zone: &str, canonical_zone: &str) -> Result<(), Bad> {
+    batch.push_text_with(|out| {
+        timestamp(out, text, digits, zone, canonical_zone);
+        Ok(())
+    })
 }
 
 /// Appends an array's element by the JSON rule of its type. `scratch` is used again, so that elements cost no allocation.

@@ -381,3 +381,163 @@ fn mismatch(partial: Partial, found: &str) -> Error {
     )
     .hint("Reset the connector: the server's history is not the one that was published.")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use headwater_connector::{Column, Kind, Schema, Type};
+
+    use super::*;
+    use crate::{decode::Codec, relation::Table};
+
+    fn frame(message: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![b'w'];
+        bytes.resize(HEAD, 0);
+        bytes.extend_from_slice(message);
+        bytes
+    }
+
+    fn begin(xid: u32, commit: u64) -> Vec<u8> {
+        let mut message = vec![b'B'];
+        message.extend_from_slice(&commit.to_be_bytes());
+        message.extend_from_slice(&0_i64.to_be_bytes());
+        message.extend_from_slice(&xid.to_be_bytes());
+        frame(&message)
+    }
+
+    fn commit(commit: u64, end: u64) -> Vec<u8> {
+        let mut message = vec![b'C', 0];
+        message.extend_from_slice(&commit.to_be_bytes());
+        message.extend_from_slice(&end.to_be_bytes());
+        message.extend_from_slice(&0_i64.to_be_bytes());
+        frame(&message)
+    }
+
+    fn insert(relation: u32, cells: &[&str]) -> Vec<u8> {
+        let mut message = vec![b'I'];
+        message.extend_from_slice(&relation.to_be_bytes());
+        message.push(b'N');
+        message.extend_from_slice(&(cells.len() as u16).to_be_bytes());
+        for cell in cells {
+            message.push(b't');
+            message.extend_from_slice(&(cell.len() as u32).to_be_bytes());
+            message.extend_from_slice(cell.as_bytes());
+        }
+        frame(&message)
+    }
+
+    fn keepalive(end: u64) -> Vec<u8> {
+        let mut bytes = vec![b'k'];
+        bytes.extend_from_slice(&end.to_be_bytes());
+        bytes.resize(18, 0);
+        bytes
+    }
+
+    fn decoder(place: &str, codecs: Vec<Codec>) -> Decoder {
+        let place = Place::from_position(&headwater_connector::Position::new(place)).unwrap();
+        let mut decoder = Decoder::new(place, OnTruncate::Stop);
+        let column = |_| Column { name: "c".into(), r#type: Type::String, source_type: "text".into(), nullable: true };
+        let columns = codecs.iter().map(column).collect();
+        let identity = vec![true; codecs.len()];
+        let schema = Arc::new(Schema { table: "public.t".into(), columns, key: vec![0] });
+        decoder.tables.put(Table { id: 1, raw: Vec::new(), shape: Some(Shape { schema, codecs, identity }) });
+        decoder.tables.put(Table { id: 2, raw: Vec::new(), shape: None });
+        decoder
+    }
+
+    fn feed(decoder: &mut Decoder, batch: &mut Batch, frames: &[Vec<u8>]) -> Result<Event> {
+        let mut last = Event::Nothing;
+        for frame in frames {
+            last = decoder.apply(frame, batch)?;
+        }
+        Ok(last)
+    }
+
+    #[test]
+    fn ordinals_count_before_the_filter_and_the_base_is_the_end_of_the_commit() {
+        let (mut decoder, mut batch) = (decoder("1:0/10", vec![Codec::Text]), Batch::default());
+        let frames = [begin(7, 0x20), insert(2, &["x"]), insert(1, &["y"])];
+        assert_eq!(feed(&mut decoder, &mut batch, &frames).unwrap(), Event::Row);
+        assert_eq!(batch.changes()[0].ordinal, 1);
+        assert_eq!(decoder.place().to_string(), "1:0/10:7@0/20+2");
+        assert_eq!(feed(&mut decoder, &mut batch, &[commit(0x20, 0x28)]).unwrap(), Event::Boundary);
+        assert_eq!(decoder.place().to_string(), "1:0/28");
+        assert_eq!(batch.transaction_id(&batch.transactions()[0]), "7@0/20");
+    }
+
+    #[test]
+    fn a_partial_transaction_is_skipped_up_to_its_place() {
+        let (mut decoder, mut batch) = (decoder("1:0/10:7@0/20+2", vec![Codec::Text]), Batch::default());
+        feed(&mut decoder, &mut batch, &[keepalive(0x18), begin(7, 0x20), insert(1, &["x"])]).unwrap();
+        assert_eq!(decoder.place().to_string(), "1:0/10:7@0/20+2", "not there yet, and not back either");
+        feed(&mut decoder, &mut batch, &[insert(1, &["y"]), insert(1, &["z"]), commit(0x20, 0x28)]).unwrap();
+        assert_eq!((batch.changes().len(), batch.changes()[0].ordinal), (1, 2));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_position_stops() {
+        let code = |place: &str, frames: &[Vec<u8>]| {
+            let error = feed(&mut decoder(place, vec![Codec::Text]), &mut Batch::default(), frames).unwrap_err();
+            (error.code().id, error.kind())
+        };
+        let mismatch = (codes::PARTIAL_MISMATCH.id, Kind::Lost);
+        assert_eq!(code("1:0/10:7@0/20+2", &[begin(8, 0x20)]), mismatch);
+        assert_eq!(code("1:0/10:7@0/20+2", &[begin(7, 0x21)]), mismatch);
+        assert_eq!(code("1:0/10:7@0/20+2", &[keepalive(0x21)]), mismatch);
+        assert_eq!(code("1:0/10:7@0/20+2", &[begin(7, 0x20), insert(1, &["x"]), commit(0x20, 0x28)]), mismatch);
+        assert_eq!(code("1:0/10", &[begin(7, 0xf)]), (codes::STREAM_BEHIND.id, Kind::Bug));
+        let protocol = (codes::PROTOCOL.id, Kind::Bug);
+        assert_eq!(code("1:0/10", &[insert(1, &["x"])]), protocol);
+        assert_eq!(code("1:0/10", &[begin(7, 0x20), begin(8, 0x30)]), protocol);
+        assert_eq!(code("1:0/10", &[begin(7, 0x20), insert(3, &["x"])]), protocol);
+        assert_eq!(code("1:0/10", &[begin(7, 0x20), insert(1, &["x", "y"])]), protocol);
+        assert_eq!(code("1:0/10", &[begin(7, 0x20), commit(0x30, 0x38)]), protocol);
+        assert_eq!(code("1:0/10", &[frame(b"?")]), protocol);
+    }
+
+    #[test]
+    fn a_keepalive_inside_a_transaction_is_no_progress() {
+        let (mut decoder, mut batch) = (decoder("1:0/10", vec![Codec::Text]), Batch::default());
+        feed(&mut decoder, &mut batch, &[begin(7, 0x20), keepalive(0xff)]).unwrap();
+        assert_eq!(decoder.base(), Lsn(0x10));
+        let last = feed(&mut decoder, &mut batch, &[commit(0x20, 0x28), keepalive(0xff)]).unwrap();
+        assert_eq!((last, decoder.base()), (Event::Idle(Lsn(0xff)), Lsn(0xff)));
+    }
+
+    /// Ten columns, about 170 bytes a row, 100 rows a transaction: the workload of the benchmark. Run it optimised:
+    /// `CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo test -p headwater-postgres speed -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed() {
+        use Codec::{Bool, Integer, Text, TimestampTz};
+        let codecs = vec![Integer, Integer, Text, Text, Text, Text, Bool, TimestampTz(6), TimestampTz(6), Text];
+        let cells = [
+            "123456789",
+            "42",
+            "a name of a customer",
+            "an address with a street and a number 12",
+            "customer@example.com",
+            "1234.56",
+            "t",
+            "2026-01-02 03:04:05.123456+00",
+            "2026-01-02 03:04:05.12+00",
+            "open",
+        ];
+        let mut decoder = decoder("1:0/10", codecs);
+        let (row, mut batch, rows) = (insert(1, &cells), Batch::default(), 2_000_000_u64);
+        let started = std::time::Instant::now();
+        for transaction in 0..rows / 100 {
+            let place = 0x20 + transaction * 0x20;
+            decoder.apply(&begin(7, place), &mut batch).unwrap();
+            for _ in 0..100 {
+                decoder.apply(&row, &mut batch).unwrap();
+            }
+            decoder.apply(&commit(place, place + 8), &mut batch).unwrap();
+            if batch.size_bytes() > 4 << 20 {
+                batch.clear(8 << 20);
+            }
+        }
+        println!("{:.0} rows/s", rows as f64 / started.elapsed().as_secs_f64());
+    }
+}

@@ -36,6 +36,11 @@ impl ServerError {
 
     /// The error as the daemon sees it. Callers with something more precise to say match on `state` first.
     pub fn into_error(self) -> Error {
+        if matches!(self.state.as_str(), "22021" | "22P05") {
+            // The server's message quotes bytes of the value.
+            return Error::new(&shared::BAD_VALUE, "the server holds text that is not in its encoding")
+                .hint("Find the row in the server's log, and correct it.");
+        }
         let (code, hint) = self.meaning();
         Error::new(code, self.text()).hint(hint)
     }

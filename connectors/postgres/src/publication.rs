@@ -111,10 +111,7 @@ pub async fn extend(catalog: &mut Catalog, settings: &Settings, tables: &[TableF
 }
 
 async fn run(catalog: &mut Catalog, settings: &Settings, statement: &str) -> Result<()> {
-    let refused = match catalog.sql().await?.try_query(statement).await? {
-        Ok(_) => return Ok(()),
-        Err(error) => error,
-    };
+    let Err(refused) = catalog.sql().await?.try_query(statement).await? else { return Ok(()) };
     // Two starts at once: the other one was faster, with the same statement.
     if refused.state == "42710" {
         return Ok(());

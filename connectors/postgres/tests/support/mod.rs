@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use headwater_connector::{Batch, ConnectorKind, Limits, Source, SourceConnector, SourceContext, Start};
+
 /// A server in a directory that vanishes with it.
 pub struct Postgres {
     bin: PathBuf,
@@ -24,6 +26,11 @@ pub struct Postgres {
 impl Postgres {
     /// initdb and start. `settings` are lines of postgresql.conf; `hba` goes before the trusting default.
     pub fn start(settings: &[&str], hba: &str) -> Self {
+        Self::start_with(settings, hba, |_| String::new())
+    }
+
+    /// The same; `prepare` may put files into the data directory and returns more settings.
+    pub fn start_with(settings: &[&str], hba: &str, prepare: impl FnOnce(&Path) -> String) -> Self {
         let bin = find_binaries();
         let directory = tempfile::Builder::new().prefix("hw-pg-").tempdir().expect("a temporary directory");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
@@ -40,15 +47,21 @@ impl Postgres {
             server.directory.path().display()
         );
         settings.iter().for_each(|line| conf.push_str(&format!("{line}\n")));
+        conf.push_str(&prepare(&data));
+        if is_root() {
+            run(Command::new("chown").args(["-R", "postgres"]).arg(&data));
+        }
         append(&data.join("postgresql.conf"), &conf);
         let path = data.join("pg_hba.conf");
         let rest = std::fs::read_to_string(&path).expect("pg_hba.conf");
         std::fs::write(&path, format!("{hba}\n{rest}")).expect("pg_hba.conf");
         server.boot();
+        guard(&server);
         server
     }
 
-    fn data(&self) -> PathBuf {
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
@@ -136,17 +149,13 @@ impl Drop for Postgres {
     }
 }
 
-/// One server for all tests of the binary. It is never dropped, so its end is tied to the process: see [`guard`].
+/// One server for all tests of the binary.
 pub fn shared() -> &'static Postgres {
     static SHARED: OnceLock<Postgres> = OnceLock::new();
-    SHARED.get_or_init(|| {
-        let server = Postgres::start(&[], "");
-        guard(&server);
-        server
-    })
+    SHARED.get_or_init(|| Postgres::start(&[], ""))
 }
 
-/// Statics are not dropped at exit. A small process waits for ours to end, however it ends, and stops the server.
+/// Statics are not dropped at exit, and a killed test drops nothing. A small process waits for ours to end, however it ends, and stops the server.
 fn guard(server: &Postgres) {
     let pid = std::process::id();
     let stop = format!(
@@ -208,4 +217,44 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A connector over `public.*` unless the options say otherwise.
+pub fn connector(url: &str, options: serde_json::Value) -> Box<dyn SourceConnector> {
+    keyed_connector(url, options, &[])
+}
+
+/// The same with keys from the config.
+pub fn keyed_connector(url: &str, options: serde_json::Value, keys: &[(&str, &[&str])]) -> Box<dyn SourceConnector> {
+    let keys = keys.iter().map(|(table, key)| ((*table).to_owned(), key.iter().map(|name| (*name).to_owned()).collect()));
+    let name = url.split('?').next().and_then(|url| url.rsplit('/').next()).expect("a database");
+    let context = SourceContext { connector: name.into(), prefix: "hw".into(), keys: keys.collect() };
+    let mut all = serde_json::json!({ "url": url, "tables": ["public.*"] });
+    let more = options.as_object().expect("an object").clone();
+    all.as_object_mut().expect("an object").extend(more);
+    headwater_postgres::POSTGRES.source(&context, all).unwrap_or_else(|faults| panic!("{faults:?}"))
+}
+
+/// A first start.
+pub async fn begin(connector: &dyn SourceConnector) -> Start {
+    let intent = connector.prepare().await.expect("prepare");
+    connector.create(&intent, false).await.expect("create")
+}
+
+/// Reads until there is a change or an error.
+pub async fn next(source: &mut dyn Source) -> headwater_connector::Result<Batch> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &Limits { max_wait: Duration::from_millis(200), ..Limits::default() }).await?;
+        if !batch.changes().is_empty() {
+            return Ok(batch);
+        }
+        assert!(Instant::now() < deadline, "no change came");
+    }
+}
+
+/// The texts of a row's cells.
+pub fn cells(batch: &Batch, row: headwater_connector::Row) -> Vec<String> {
+    batch.values(row).map(|value| format!("{value:?}")).collect()
 }

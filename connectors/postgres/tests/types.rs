@@ -1,0 +1,113 @@
+//! `TYPES.md` against a real server whose defaults are as hostile as they can be.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use headwater_connector::{Batch, ConnectorKind, Limits, SourceContext, Type, Value, json};
+use serde_json::json;
+use support::shared;
+
+struct Line {
+    sql_type: String,
+    value: String,
+    logical: String,
+    json: String,
+}
+
+fn lines() -> Vec<Line> {
+    let text = include_str!("../TYPES.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let lines: Vec<Line> = rows
+        .map(|row| {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(|cell| cell.trim()).collect();
+            let code = |at: usize| cells[at].trim_start_matches('`').strip_suffix('`').expect("code").to_owned();
+            Line { sql_type: code(0), value: code(1), logical: cells[2].to_owned(), json: code(3) }
+        })
+        .collect();
+    assert!(lines.len() > 70);
+    lines
+}
+
+/// The JSON rule of each type, as the native format has it.
+fn to_json(r#type: &Type, value: Value<'_>) -> String {
+    let mut out = Vec::new();
+    match (value, r#type) {
+        (Value::Null, _) => out.extend_from_slice(b"null"),
+        (Value::Bool(value), _) => out.extend_from_slice(value.to_string().as_bytes()),
+        (Value::Bytes(bytes), _) => json::push_base64(&mut out, bytes),
+        (Value::Json(text), _) => out.extend_from_slice(text.as_bytes()),
+        (Value::Text(text), Type::Int16 | Type::Int32 | Type::Int64 | Type::Uint32) => out.extend_from_slice(text.as_bytes()),
+        (Value::Text(text), Type::Float32 | Type::Float64) if !text.ends_with(['N', 'y']) => {
+            out.extend_from_slice(text.as_bytes());
+        }
+        (Value::Text(text), _) => json::push_string(&mut out, text),
+        other => panic!("{other:?}"),
+    }
+    String::from_utf8(out).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_row_of_the_table_holds_under_hostile_defaults() {
+    let (server, database, lines) = (shared(), shared().database(), lines());
+    server.sql(
+        &database,
+        "CREATE TYPE public.mood AS ENUM ('sad', 'it''s ok', 'happy');
+         CREATE DOMAIN public.price AS numeric(10,2);
+         CREATE DOMAIN public.dear AS public.price;
+         CREATE DOMAIN public.moments AS timestamptz(3)[];
+         CREATE TYPE public.pair AS (a int, b text);",
+    );
+    let columns: Vec<String> = lines.iter().enumerate().map(|(at, line)| format!("c{at} {}", line.sql_type)).collect();
+    server.sql(&database, &format!("CREATE TABLE public.t (id int PRIMARY KEY, {})", columns.join(", ")));
+    let values: Vec<&str> = lines.iter().map(|line| line.value.as_str()).collect();
+    let role = format!("hostile_{database}");
+    server.sql(&database, &format!("CREATE ROLE {role} SUPERUSER LOGIN"));
+    for who in [format!("DATABASE {database}"), format!("ROLE {role}")] {
+        for setting in [
+            "DateStyle = 'SQL, DMY'",
+            "TimeZone = 'Asia/Kathmandu'",
+            "IntervalStyle = 'sql_standard'",
+            "bytea_output = 'escape'",
+            "extra_float_digits = -15",
+            "search_path = 'nowhere'",
+            "standard_conforming_strings = off",
+            "xmlbinary = 'hex'",
+        ] {
+            server.sql("postgres", &format!("ALTER {who} SET {setting}"));
+        }
+    }
+    let url = server.url(&database).replace("postgres@", &format!("{role}@"));
+    let context = SourceContext { connector: database.clone(), prefix: "hw".into(), keys: Vec::new() };
+    let connector = headwater_postgres::POSTGRES.source(&context, json!({ "url": url, "tables": "public.t" })).unwrap();
+    let intent = connector.prepare().await.unwrap();
+    let start = connector.create(&intent, false).await.unwrap();
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    let insert = format!("INSERT INTO public.t VALUES (1, {})", values.join(", "));
+    server.sql(&database, &format!("SET standard_conforming_strings = on; SET IntervalStyle = postgres; {insert}"));
+    let mut batch = Batch::default();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while batch.changes().is_empty() {
+        source.next_batch(&mut batch, &Limits::default()).await.unwrap();
+        assert!(Instant::now() < deadline);
+    }
+    let schema = &batch.schemas()[0];
+    let row = batch.changes()[0].after.unwrap();
+    let mut wrong = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let column = &schema.columns[at + 1];
+        let found = (column.r#type.name().to_owned(), to_json(&column.r#type, batch.value(row, at + 1)));
+        if found != (line.logical.clone(), line.json.clone()) {
+            wrong.push(format!("{} {}: {found:?}", line.sql_type, line.value));
+        }
+        let sql = format!(
+            "SET search_path = pg_catalog; SELECT format_type(atttypid, atttypmod) FROM pg_attribute \
+             WHERE attrelid = 'public.t'::regclass AND attname = 'c{at}'"
+        );
+        assert_eq!(column.source_type, server.sql(&database, &sql));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let tables = connector.tables().await.unwrap();
+    assert_eq!(*tables[0].schema, **schema, "the catalogue and the stream tell the same schema");
+    source.close().await.unwrap();
+}
