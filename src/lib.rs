@@ -12,11 +12,13 @@
 //! - [`http`], [`cli`]: what probes and people see.
 //! - [`telemetry`], [`shutdown`]: logs, and the one signal that is passed down.
 
+pub mod cli;
 pub mod config;
 pub mod format;
 pub mod http;
 pub mod log;
 pub mod mapping;
 pub mod pipeline;
+pub mod registry;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,1 +1,5 @@
-fn main() {}
+//! One command, and its exit code.
+
+fn main() -> std::process::ExitCode {
+    headwater::cli::main()
+}

@@ -1,10 +1,20 @@
 //! What the config means: resolved, cross-checked, all faults at once.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use headwater_connector::{ConnectorKind, SourceConnector};
+use headwater_connector::{ConnectorKind, Error, OptionFault, SourceConnector, SourceContext};
 
-use crate::{mapping::rule::Events, pipeline::ingest::CommitOptions};
+use super::{
+    codes, raw, rules,
+    tree::{Entry, Node, Place, Tree, join},
+    typed::{self, Misfit},
+    validate::relocate,
+};
+use crate::{mapping::rule::Events, pipeline::ingest::CommitOptions, registry};
 
 /// Everything that `run`, `check` and `plan` work from. Nothing in it was connected to yet.
 pub struct Plan {
@@ -13,11 +23,11 @@ pub struct Plan {
     /// `log.prefix`: begins the names of internal topics and ids.
     pub prefix: String,
     /// `http.listen`; none switches HTTP off.
-    pub listen: Option<std::net::SocketAddr>,
+    pub listen: Option<SocketAddr>,
     /// Sources in the order of the files.
     pub sources: Vec<SourcePlan>,
     /// Findings that do not stop, for example a literal secret.
-    pub warnings: Vec<headwater_connector::Error>,
+    pub warnings: Vec<Error>,
 }
 
 /// The `log` part.
@@ -25,7 +35,7 @@ pub enum LogPlan {
     /// Inside the process.
     Embedded(crate::log::embedded::Options),
     /// Apache Kafka.
-    Kafka(crate::log::kafka::Options),
+    Kafka(Box<crate::log::kafka::Options>),
 }
 
 /// One source connector.
@@ -39,8 +49,146 @@ pub struct SourcePlan {
     pub connector: Arc<dyn SourceConnector>,
     /// How rows become events.
     pub events: Events,
-    /// When to commit.
+    /// When a log transaction is closed: the `commit` part.
     pub commit: CommitOptions,
     /// The file that declares it.
     pub file: PathBuf,
+}
+
+/// Reads a validated tree. Faults are added to those that are known; parts that have one already are left out.
+pub(super) fn plan(
+    kinds: &[&'static dyn ConnectorKind],
+    main: &Path,
+    root: &Node,
+    faults: &mut Vec<Error>,
+    mut warnings: Vec<Error>,
+) -> Option<Plan> {
+    let listen = listen(root, faults);
+    let log = log(root, faults);
+    let prefix = log.as_ref().map_or_else(|| raw::Log::default().prefix, |(_, prefix)| prefix.clone());
+    let connectors = root.get("connectors").map_or(&[][..], Node::entries);
+    if connectors.is_empty() {
+        let error = Error::new(&codes::NO_CONNECTORS, "no connector is configured").at("file", main.display());
+        warnings.push(error.hint("Add `connectors:`, or `include:` the files that have them."));
+    }
+    let reader = Reader { kinds, main, prefix: &prefix };
+    let sources: Vec<SourcePlan> = connectors.iter().filter_map(|entry| reader.source(entry, faults)).collect();
+    let (log, prefix) = log?;
+    Some(Plan { log, prefix, listen, sources, warnings })
+}
+
+/// Whether a fault lies in an option or below it.
+fn faulty(faults: &[Error], option: &str) -> bool {
+    let inside = |path: &str| path.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    faults.iter().any(|fault| fault.place().iter().any(|(label, path)| *label == "option" && inside(path)))
+}
+
+fn misfit(misfit: Misfit, option: &str) -> Error {
+    let error = Error::new(&codes::BAD_VALUE, misfit.what);
+    let error = misfit.place.unwrap_or(Place::Default).mark(error);
+    let option = if misfit.path.is_empty() { option.to_owned() } else { join(option, &misfit.path) };
+    error.at("option", option).hint("Correct the value; `headwater connectors` and the examples show what is expected.")
+}
+
+/// The `log` part and its prefix.
+pub(super) fn log(root: &Node, faults: &mut Vec<Error>) -> Option<(LogPlan, String)> {
+    let node = root.get("log").filter(|_| !faulty(faults, "log"))?;
+    let Tree::Map(_) = node.tree else { return None };
+    let own = ["kind", "prefix"];
+    let plan = match node.get("kind").and_then(Node::text) {
+        Some("embedded") => typed::read(node, &own).map(LogPlan::Embedded),
+        Some("kafka") => typed::read(node, &own).map(Box::new).map(LogPlan::Kafka),
+        _ => return None,
+    };
+    let prefix = match node.get("prefix").filter(|node| !matches!(node.tree, Tree::Null)) {
+        Some(prefix) => {
+            faults.extend(rules::prefix(prefix));
+            prefix.text().unwrap_or_default().to_owned()
+        }
+        None => raw::Log::default().prefix,
+    };
+    match plan {
+        Ok(plan) => Some((plan, prefix)),
+        Err(what) => {
+            faults.push(misfit(what, "log"));
+            None
+        }
+    }
+}
+
+/// Where HTTP listens.
+pub(super) fn listen(root: &Node, faults: &mut Vec<Error>) -> Option<SocketAddr> {
+    if faulty(faults, "http") {
+        return None;
+    }
+    let http = match root.get("http").filter(|node| !matches!(node.tree, Tree::Null)) {
+        Some(node) => typed::read::<raw::Http>(node, &[]),
+        None => Ok(raw::Http::default()),
+    };
+    let place = || root.get("http").map_or(Place::Default, |node| node.nearest("listen").place.clone());
+    let result = match http {
+        Ok(http) => http.listen.map_or(Ok(None), |text| rules::listen(&text, &place())),
+        Err(what) => Err(misfit(what, "http")),
+    };
+    result.unwrap_or_else(|error| {
+        faults.push(error);
+        None
+    })
+}
+
+struct Reader<'a> {
+    kinds: &'a [&'static dyn ConnectorKind],
+    main: &'a Path,
+    prefix: &'a str,
+}
+
+impl Reader<'_> {
+    fn source(&self, entry: &Entry, faults: &mut Vec<Error>) -> Option<SourcePlan> {
+        let path = format!("connectors.{}", entry.key);
+        let before = faults.len();
+        faults.extend(rules::name(entry, self.prefix));
+        faults.extend(rules::source_or_sink(entry, &path));
+        if faulty(&faults[..before], &path) || faults.len() > before {
+            return None;
+        }
+        let source = entry.value.get("source")?;
+        let kind = registry::find(self.kinds, source.get("kind").and_then(Node::text)?).ok()?;
+        let connector = typed::read::<raw::Connector>(&entry.value, &["source"]);
+        let connector = connector.map_err(|what| faults.push(misfit(what, &path))).ok()?;
+        rules::events(&entry.key, &connector.events, &entry.value, &path, faults);
+        rules::tables(source, &path, faults);
+        let keys = connector.events.tables.iter();
+        let context = SourceContext {
+            connector: entry.key.clone(),
+            prefix: self.prefix.to_owned(),
+            keys: keys.filter_map(|(table, rule)| Some((table.clone(), rule.key.clone()?))).collect(),
+        };
+        let mut options = source.to_json();
+        if let Some(options) = options.as_object_mut() {
+            options.remove("kind");
+        }
+        match kind.source(&context, options) {
+            Err(inner) => {
+                faults.extend(inner.iter().map(|fault| option_fault(fault, source, &join(&path, "source"))));
+                None
+            }
+            Ok(built) => Some(SourcePlan {
+                name: entry.key.clone(),
+                kind,
+                connector: Arc::from(built),
+                events: connector.events,
+                commit: connector.commit,
+                file: entry.place.file().unwrap_or(self.main).to_owned(),
+            }),
+        }
+    }
+}
+
+fn option_fault(fault: &OptionFault, source: &Node, path: &str) -> Error {
+    let option = match fault.path.as_str() {
+        "" => path.to_owned(),
+        inner if inner.starts_with('[') => format!("{path}{inner}"),
+        inner => join(path, inner),
+    };
+    relocate(&fault.error, &source.nearest(&fault.path).place, &option)
 }

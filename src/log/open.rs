@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use headwater_connector::Result;
 
+pub use super::embedded::Mode;
 use super::{SharedLog, embedded::EmbeddedLog, kafka::KafkaLog};
 use crate::config::plan::LogPlan;
-pub use super::embedded::Mode;
 
 /// Opens the log for a daemon, which takes the embedded log's lock, or for reading beside one.
 pub async fn open(plan: &LogPlan, prefix: &str, mode: Mode) -> Result<SharedLog> {
@@ -18,6 +18,6 @@ pub async fn open(plan: &LogPlan, prefix: &str, mode: Mode) -> Result<SharedLog>
             }
             Arc::new(log)
         }
-        LogPlan::Kafka(options) => Arc::new(KafkaLog::new(options.clone(), prefix)?),
+        LogPlan::Kafka(options) => Arc::new(KafkaLog::new((**options).clone(), prefix)?),
     })
 }

@@ -1,12 +1,12 @@
 //! Looking without touching: what `check` and `plan` show.
 
-use headwater_connector::{Action, Error, Finding, Result};
+use headwater_connector::{Action, Finding, Result, Table};
 use serde::Serialize;
 
 use super::start::{self, Claims};
 use crate::{
     config::plan::{Plan, SourcePlan},
-    log::{Cleanup, SharedLog, checkpoint::Checkpoint, topic::InternalTopics},
+    log::{self, Cleanup, Mode, SharedLog, TopicSpec, TopicState, checkpoint::Checkpoint, topic::InternalTopics},
     mapping::{Routes, rule::OnDataError},
 };
 
@@ -68,16 +68,12 @@ pub struct PlannedTable {
 }
 
 /// Every preflight of the log and of each connector. Changes nothing.
-pub async fn preflight(plan: &Plan, log: Result<SharedLog>) -> Preflight {
-    let mut groups = Vec::new();
-    if !plan.warnings.is_empty() {
-        groups.push(("config".to_owned(), plan.warnings.iter().map(|warning| Finding::warning(copy(warning))).collect()));
-    }
-    let log_findings = match &log {
-        Ok(log) => log.check().await.unwrap_or_else(|error| vec![Finding::error(error)]),
-        Err(error) => vec![Finding::error(copy(error))],
+pub async fn preflight(plan: &Plan) -> Preflight {
+    let log = match log::open(&plan.log, &plan.prefix, Mode::Plan).await {
+        Ok(log) => log.check().await,
+        Err(error) => Err(error),
     };
-    groups.push(("log".to_owned(), log_findings));
+    let mut groups = vec![("log".to_owned(), log.unwrap_or_else(|error| vec![Finding::error(error)]))];
     let claims = Claims::default();
     for source in &plan.sources {
         groups.push((source.name.clone(), check_source(source, &claims).await));
@@ -103,69 +99,55 @@ async fn check_source(source: &SourcePlan, claims: &Claims) -> Vec<Finding> {
 }
 
 /// What `run` would create or change. Changes nothing.
-pub async fn planned(plan: &Plan, log: Option<&SharedLog>) -> Result<Planned> {
+pub async fn planned(plan: &Plan) -> Result<Planned> {
+    let log = log::open(&plan.log, &plan.prefix, Mode::Plan).await?;
     let mut planned = Planned::default();
     for source in &plan.sources {
-        plan_source(plan, source, log, &mut planned).await?;
+        plan_source(plan, source, &log, &mut planned).await?;
     }
     Ok(planned)
 }
 
-async fn plan_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>, planned: &mut Planned) -> Result<()> {
+async fn plan_source(plan: &Plan, source: &SourcePlan, log: &SharedLog, planned: &mut Planned) -> Result<()> {
     let internal = InternalTopics::new(&plan.prefix, &source.name);
     let tables = source.connector.tables().await.map_err(start::gather)?;
     let routes = Routes::new(&source.name, &source.events, &tables).map_err(start::gather)?;
     let dead_letters = source.events.on_data_error == OnDataError::DeadLetter;
     let specs = start::topic_specs(&internal, &routes, source.events.partitions, dead_letters);
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
-    let states = match log {
-        Some(log) => log.topics(&names).await?,
-        None => vec![None; names.len()],
-    };
-    let default_partitions = match log {
-        Some(log) => log.default_partitions(),
-        None => 1,
-    };
-    for (spec, state) in specs.iter().zip(states) {
-        planned.topics.push(PlannedTopic {
-            name: spec.name.clone(),
-            partitions: state.as_ref().map_or(spec.partitions.unwrap_or(default_partitions), |state| state.partitions),
-            exists: state.is_some(),
-            cleanup: match spec.cleanup {
-                Cleanup::Compact => "compact",
-                Cleanup::Delete => "delete",
-            },
-        });
-    }
-    let checkpoint = match log {
-        Some(log) => Checkpoint::decode(&internal.checkpoint, &log.last_records(&internal.checkpoint).await?)?,
-        None => None,
-    };
+    let states = log.topics(&names).await?;
+    planned.topics.extend(specs.iter().zip(states).map(|(spec, state)| planned_topic(spec, state, log.default_partitions())));
+    let checkpoint = Checkpoint::decode(&internal.checkpoint, &log.last_records(&internal.checkpoint).await?)?;
     let resumes_at = checkpoint.and_then(|checkpoint| checkpoint.position.position).map(|position| position.to_string());
-    let planned_table = |table: &headwater_connector::Table| {
-        let route = routes.get(&table.schema.table)?;
-        Some(PlannedTable {
-            table: route.table.clone(),
-            entity: route.entity.clone(),
-            topic: route.topic.clone(),
-            key: table.schema.key_names().into_iter().map(str::to_owned).collect(),
-            existing_rows_not_read: table.estimated_rows,
-        })
-    };
+    let fresh = resumes_at.is_none();
     planned.connectors.push(PlannedConnector {
         name: source.name.clone(),
-        actions: source.connector.plan(resumes_at.is_none()).await?,
+        actions: source.connector.plan(fresh).await?,
         resumes_at,
-        tables: tables.iter().filter_map(planned_table).collect(),
+        tables: tables.iter().filter_map(|table| planned_table(table, &routes, fresh)).collect(),
     });
     Ok(())
 }
 
-/// An error holds its cause and cannot be cloned; a finding needs only what can be shown.
-fn copy(error: &Error) -> Error {
-    let mut copy = Error::new(error.code(), error.what()).hint(error.hint_text());
-    for (label, value) in error.place() {
-        copy = copy.at(label, value);
+fn planned_topic(spec: &TopicSpec, state: Option<TopicState>, default_partitions: u32) -> PlannedTopic {
+    PlannedTopic {
+        name: spec.name.clone(),
+        exists: state.is_some(),
+        partitions: state.map_or(spec.partitions.unwrap_or(default_partitions), |state| state.partitions),
+        cleanup: match spec.cleanup {
+            Cleanup::Compact => "compact",
+            Cleanup::Delete => "delete",
+        },
     }
-    copy
+}
+
+fn planned_table(table: &Table, routes: &Routes, fresh: bool) -> Option<PlannedTable> {
+    let route = routes.get(&table.schema.table)?;
+    Some(PlannedTable {
+        table: route.table.clone(),
+        entity: route.entity.clone(),
+        topic: route.topic.clone(),
+        key: table.schema.key_names().into_iter().map(str::to_owned).collect(),
+        existing_rows_not_read: table.estimated_rows.filter(|_| fresh),
+    })
 }

@@ -64,8 +64,7 @@ impl Kafka {
         let jars = jars();
         let dir = tempfile::Builder::new().prefix("headwater-kafka-").tempdir().expect("a temporary directory").keep();
         let (port, controller) = free_ports();
-        let kafka =
-            Kafka { bootstrap: format!("127.0.0.1:{port}"), dir: dir.clone(), jars, process: Mutex::new(None) };
+        let kafka = Kafka { bootstrap: format!("127.0.0.1:{port}"), dir: dir.clone(), jars, process: Mutex::new(None) };
         fs::write(dir.join("server.properties"), properties(&dir, port, controller) + settings).expect("settings written");
         kafka.format();
         kafka.run();

@@ -94,7 +94,7 @@ fn show(value: Value<'_>) -> String {
         Value::Int(value) => value.to_string(),
         Value::Uint(value) => value.to_string(),
         Value::Text(text) | Value::Json(text) => text.to_owned(),
-        Value::Bytes(bytes) => format!("{bytes:?}"),
+        Value::Bytes(bytes) | Value::Invalid(bytes) => format!("{bytes:?}"),
     }
 }
 

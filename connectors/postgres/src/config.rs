@@ -288,7 +288,7 @@ fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-fn server(context: &SourceContext, text: &str, password: Option<Secret>, faults: &mut Vec<OptionFault>) -> Option<Server> {
+pub fn server(context: &SourceContext, text: &str, password: Option<Secret>, faults: &mut Vec<OptionFault>) -> Option<Server> {
     const FORM: &str = "Write it as postgres://USER@HOST:PORT/DATABASE.";
     // The parser's messages never quote the url, which may hold a password.
     let (parsed, no_host) = match Url::parse(text) {

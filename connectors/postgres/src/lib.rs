@@ -30,12 +30,15 @@ mod pgoutput;
 mod position;
 mod publication;
 mod relation;
+mod session;
 mod slot;
 mod source;
 mod stream;
 mod tls;
 mod types;
 mod wire;
+
+pub use session::Session;
 
 use headwater_connector::{Code, ConnectorKind, OptionFault, SourceConnector, SourceContext};
 

@@ -76,7 +76,8 @@ impl Daemon {
     /// Stops it for good. Its database objects are free once it is gone.
     pub async fn stop(&mut self) {
         if let Some(pid) = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+            // Fails only if it is dead already, which is what we want.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         if timeout(Duration::from_secs(6), self.child.wait()).await.is_err() {
             drop(self.child.kill().await);

@@ -141,8 +141,9 @@ struct Workspace(PathBuf);
 impl Workspace {
     fn create() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("headwater-demo-{}", uuid::Uuid::new_v4().simple()));
-        std::fs::create_dir_all(&path)
-            .map_err(|error| failed("a temporary directory cannot be created").at("directory", path.display()).caused_by(error))?;
+        std::fs::create_dir_all(&path).map_err(|error| {
+            failed("a temporary directory cannot be created").at("directory", path.display()).caused_by(error)
+        })?;
         Ok(Self(path))
     }
 

@@ -17,7 +17,8 @@ use crate::cli::codes;
 /// A server that the shop runs on.
 pub struct Server {
     url: String,
-    own: Option<Cluster>,
+    /// Held for its drop, which stops it.
+    _own: Option<Cluster>,
 }
 
 /// A server that was started here; stopped on drop.
@@ -30,7 +31,7 @@ struct Cluster {
 impl Server {
     /// The user's own server.
     pub fn existing(url: &str) -> Self {
-        Self { url: url.to_owned(), own: None }
+        Self { url: url.to_owned(), _own: None }
     }
 
     /// Makes a cluster in `directory` and starts it on a free port of loopback.
@@ -49,7 +50,7 @@ impl Server {
         tokio::task::spawn_blocking(move || {
             cluster.initialise(port)?;
             cluster.pg_ctl(&["-w", "-t", "60", "-l", "server.log", "start"])?;
-            Ok(Self { url: format!("postgres://postgres@127.0.0.1:{port}/postgres"), own: Some(cluster) })
+            Ok(Self { url: format!("postgres://postgres@127.0.0.1:{port}/postgres"), _own: Some(cluster) })
         })
         .await
         .map_err(|error| failed("starting PostgreSQL was interrupted").caused_by(error))?

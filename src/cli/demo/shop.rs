@@ -59,8 +59,12 @@ impl Shop {
         let s = &self.schema;
         let mut statements = vec![
             format!("CREATE SCHEMA {s}"),
-            format!("CREATE TABLE {s}.customers (id int8 PRIMARY KEY, name text NOT NULL, email text, since timestamptz DEFAULT now())"),
-            format!("CREATE TABLE {s}.orders (id int8 PRIMARY KEY, customer int8, status text, total numeric(10,2), items jsonb)"),
+            format!(
+                "CREATE TABLE {s}.customers (id int8 PRIMARY KEY, name text NOT NULL, email text, since timestamptz DEFAULT now())"
+            ),
+            format!(
+                "CREATE TABLE {s}.orders (id int8 PRIMARY KEY, customer int8, status text, total numeric(10,2), items jsonb)"
+            ),
             format!("CREATE TABLE {s}.payments (id int8 PRIMARY KEY, order_id int8, amount numeric(10,2), method text)"),
             format!("CREATE TABLE {s}.truth (xid int8, tbl text, op text, id int8)"),
             format!(
@@ -72,7 +76,9 @@ impl Shop {
                  ELSE INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'd', OLD.id), (x, TG_TABLE_NAME, 'c', NEW.id); \
                  END IF; RETURN NULL; END $$"
             ),
-            format!("INSERT INTO {s}.customers SELECT i, 'Customer ' || i, 'c' || i || '@example.com' FROM generate_series(1, 200) i"),
+            format!(
+                "INSERT INTO {s}.customers SELECT i, 'Customer ' || i, 'c' || i || '@example.com' FROM generate_series(1, 200) i"
+            ),
             format!(
                 "INSERT INTO {s}.orders SELECT i, i % 200 + 1, 'open', i * 1.25, '[{{\"sku\": \"A1\"}}]' \
                  FROM generate_series(1, 400) i"
@@ -81,7 +87,9 @@ impl Shop {
         ];
         // The triggers come last: what exists before the start is not part of the count.
         statements.extend(["customers", "orders", "payments"].map(|table| {
-            format!("CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {s}.{table} FOR EACH ROW EXECUTE FUNCTION {s}.record()")
+            format!(
+                "CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {s}.{table} FOR EACH ROW EXECUTE FUNCTION {s}.record()"
+            )
         }));
         statements
     }

@@ -43,7 +43,11 @@ impl Show {
 
     /// The first line.
     pub fn title(&self, server: &str) {
-        self.line("demo", AnsiColor::Cyan, &format!("a shop on {server} becomes topics, and the daemon gets killed {} times", super::KILLS));
+        self.line(
+            "demo",
+            AnsiColor::Cyan,
+            &format!("a shop on {server} becomes topics, and the daemon gets killed {} times", super::KILLS),
+        );
     }
 
     /// Something that takes a moment.
@@ -113,7 +117,9 @@ impl Show {
         let entity = topic.rsplit('.').next().unwrap_or(topic);
         let key = String::from_utf8_lossy(&record.key);
         match &record.value {
-            Some(value) => self.line("event", AnsiColor::Green, &format!("shop.{entity} {key} {}", String::from_utf8_lossy(value))),
+            Some(value) => {
+                self.line("event", AnsiColor::Green, &format!("shop.{entity} {key} {}", String::from_utf8_lossy(value)))
+            }
             None => self.line("event", AnsiColor::Yellow, &format!("shop.{entity} {key} tombstone")),
         }
     }
@@ -123,7 +129,9 @@ impl Show {
         let Ledger { committed, arrived, tombstones, missing, twice } = ledger;
         let out = |text: &str| println!("{text}");
         out("");
-        out(&format!("  counted by triggers in the database: {committed} row changes in {transactions} transactions, {kills} kills"));
+        out(&format!(
+            "  counted by triggers in the database: {committed} row changes in {transactions} transactions, {kills} kills"
+        ));
         out(&format!("  counted in the topics by a reader:   {arrived} events, {tombstones} of them tombstones"));
         out("");
         let colour = if ledger.is_exact() { AnsiColor::Green } else { AnsiColor::Red };

@@ -51,7 +51,9 @@ pub(super) fn passes(code: Kafka) -> bool {
 fn hint(code: &'static Code) -> &'static str {
     match code.id {
         id if id == codes::NOT_ALLOWED.id => "Run `headwater explain HW1240` for the kafka-acls.sh commands that grant it.",
-        id if id == codes::LOGIN_FAILED.id => "Check log.security: the protocol of the port, the mechanism, the password, the CA file.",
+        id if id == codes::LOGIN_FAILED.id => {
+            "Check log.security: the protocol of the port, the mechanism, the password, the CA file."
+        }
         id if id == codes::TIMEOUT_NOT_ALLOWED.id => {
             "Lower log.transaction_timeout_seconds, or raise transaction.max.timeout.ms on every broker."
         }

@@ -56,8 +56,7 @@ pub(super) async fn open(inner: &Arc<Inner>, connector: &str) -> Result<Box<dyn 
 async fn producer(inner: &Arc<Inner>, id: &str, batch_bytes: u64) -> Result<OffThread<Client>> {
     let (inner, id) = (Arc::clone(inner), id.to_owned());
     blocking(move || {
-        let deadline =
-            Instant::now() + Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + INIT_MARGIN;
+        let deadline = Instant::now() + Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + INIT_MARGIN;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -84,8 +83,7 @@ fn is_doubt(failed: &Error) -> bool {
 
 fn initialized(inner: &Inner, id: &str, batch_bytes: u64, deadline: Instant) -> Result<OffThread<Client>> {
     const WHAT: &str = "the writer cannot be opened";
-    let made: KafkaResult<Client> =
-        config::producer(&inner.options, id, batch_bytes)?.create_with_context(Watch::default());
+    let made: KafkaResult<Client> = config::producer(&inner.options, id, batch_bytes)?.create_with_context(Watch::default());
     let client = OffThread::new(made.map_err(|cause| error::not_made(&cause))?);
     let began = Instant::now();
     loop {
@@ -142,9 +140,10 @@ struct Committed {
 #[async_trait]
 impl LogWriter for KafkaWriter {
     async fn commit(&mut self, transaction: Transaction) -> Result<Transaction> {
-        let client = self.producer.take().ok_or_else(|| {
-            Error::new(&shared::INVARIANT, "a writer was used after an error").at("transactional id", &self.id)
-        })?;
+        let client = self
+            .producer
+            .take()
+            .ok_or_else(|| Error::new(&shared::INVARIANT, "a writer was used after an error").at("transactional id", &self.id))?;
         if let Some(doubt) = self.doubt {
             let what = match doubt {
                 Doubt::Slow(took) => format!("the last commit took {} ms, so the writer is replaced", took.as_millis()),
@@ -199,7 +198,10 @@ impl KafkaWriter {
         }
         if limits.iter().any(|limit| *limit < self.batch_bytes) {
             // The batch size of a producer is fixed; the next one knows the limit.
-            return Err(Error::new(&codes::RECYCLE, "a new topic allows less than the writer sends at once, so the writer is replaced"));
+            return Err(Error::new(
+                &codes::RECYCLE,
+                "a new topic allows less than the writer sends at once, so the writer is replaced",
+            ));
         }
         Ok(())
     }

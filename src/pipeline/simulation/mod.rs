@@ -70,7 +70,7 @@ impl World {
 
     async fn delay(&self) {
         let micros = self.rng().u64(0..20_000);
-        if micros % 3 != 0 {
+        if !micros.is_multiple_of(3) {
             tokio::time::sleep(Duration::from_micros(micros)).await;
         }
     }

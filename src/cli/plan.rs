@@ -1,0 +1,82 @@
+//! `headwater plan`.
+
+use std::path::Path;
+
+use anstyle::AnsiColor;
+use serde_json::json;
+
+use super::{
+    Outcome, block_on, environment, exit,
+    output::{Cell, Format, Output, table},
+};
+use crate::pipeline::preflight::{self, Planned, PlannedConnector, PlannedTable};
+
+/// Connects, compares, and prints what `run` would do.
+pub fn run(config: &Path, output: &mut Output) -> Outcome {
+    let plan = crate::config::load(config, environment())?;
+    output.warnings(&plan.warnings);
+    let planned = block_on(preflight::planned(&plan))??;
+    print(&planned, output)
+}
+
+/// Prints what `run` would do.
+pub fn print(planned: &Planned, output: &mut Output) -> Outcome {
+    match output.format {
+        Format::Json => {
+            output.document(&json!(planned))?;
+        }
+        Format::Text => text(planned, output)?,
+    }
+    Ok(exit::OK)
+}
+
+fn text(planned: &Planned, output: &mut Output) -> std::io::Result<()> {
+    let paint = output.paint();
+    let topics: Vec<Vec<Cell>> = planned
+        .topics
+        .iter()
+        .map(|topic| {
+            let verb = if topic.exists { Cell::plain("keep") } else { Cell::colored("create", AnsiColor::Green) };
+            vec![verb, Cell::plain(&topic.name), Cell::plain(topic.partitions.to_string()), Cell::plain(topic.cleanup)]
+        })
+        .collect();
+    output.line(&paint.bold("topics"))?;
+    indented(output, &table(&["", "TOPIC", "PARTITIONS", "CLEANUP"], &topics, paint))?;
+    for PlannedConnector { name, resumes_at, actions, tables } in &planned.connectors {
+        output.line("")?;
+        output.line(&paint.bold(&format!("connector {name}")))?;
+        output.line(&match resumes_at {
+            Some(position) => format!("  resumes at {position}"),
+            None => "  first start: begins with the changes after it; rows that exist already are not read".to_owned(),
+        })?;
+        for action in actions {
+            let color = if action.verb == "keep" { AnsiColor::White } else { AnsiColor::Green };
+            output.line(&format!("  {} {} {}", paint.colored(action.verb, color), action.object, action.name))?;
+            for line in action.detail.lines() {
+                output.line(&format!("      {}", paint.dim(line)))?;
+            }
+        }
+        if !tables.is_empty() {
+            let rows: Vec<Vec<Cell>> = tables.iter().map(table_row).collect();
+            indented(output, &table(&["TABLE", "ENTITY", "TOPIC", "KEY", "ROWS NOT READ"], &rows, paint))?;
+        }
+    }
+    Ok(())
+}
+
+fn table_row(planned: &PlannedTable) -> Vec<Cell> {
+    vec![
+        Cell::plain(&planned.table),
+        Cell::plain(&planned.entity),
+        Cell::plain(&planned.topic),
+        Cell::plain(planned.key.join(", ")),
+        Cell::plain(planned.existing_rows_not_read.map_or_else(String::new, |rows| format!("about {rows}"))),
+    ]
+}
+
+fn indented(output: &mut Output, lines: &[String]) -> std::io::Result<()> {
+    for line in lines {
+        output.line(format!("  {line}").trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! `headwater run`.
+
+use std::{path::Path, time::Duration};
+
+use headwater_connector::Error;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
+
+use super::{Failure, Outcome, environment, exit, output::Output, start_failed};
+use crate::{config::plan::Plan, http, log, pipeline::Daemon, shutdown, telemetry};
+
+/// A stop in order may take this long; then it is cut short, which loses nothing.
+const STOP: Duration = Duration::from_millis(4500);
+
+/// Everything static is checked before anything is touched; then the pipeline has the process.
+pub fn run(config: &Path, output: &mut Output) -> Outcome {
+    let plan = crate::config::load(config, environment())?;
+    output.warnings(&plan.warnings);
+    telemetry::init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(start_failed).map_err(Failure::from)?;
+    let ended = runtime.block_on(daemon(&plan));
+    // A client library that hangs on a dead server must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(300));
+    match ended? {
+        errors if errors.is_empty() => Ok(exit::OK),
+        errors => Err(Failure::Errors(errors)),
+    }
+}
+
+/// Runs until a signal, or until every connector has ended; returns their errors.
+///
+/// HTTP is bound and the log's lock is taken before any connector fences anybody.
+async fn daemon(plan: &Plan) -> Result<Vec<Error>, Failure> {
+    let listener = match plan.listen {
+        Some(listen) => Some(http::bind(listen).await?),
+        None => None,
+    };
+    let log = log::open(&plan.log, &plan.prefix, log::Mode::Daemon).await?;
+    let mut signals = Signals::new().map_err(start_failed)?;
+    let (trigger, shutdown) = shutdown::channel();
+    let daemon = Daemon::start(plan, &log, &shutdown);
+    if let Some(listener) = listener {
+        // Ends with the runtime: status answers as long as anything runs.
+        tokio::spawn(http::serve(listener, daemon.handle(), shutdown.clone()));
+    }
+    tracing::info!(log = log.describe(), connectors = plan.sources.len(), "headwater runs");
+    let ended = daemon.wait();
+    tokio::pin!(ended);
+    tokio::select! {
+        errors = &mut ended => return Ok(errors),
+        () = signals.stop() => trigger.stop(),
+    }
+    tracing::info!("stopping; a second signal stops at once");
+    tokio::select! {
+        errors = &mut ended => Ok(errors),
+        () = signals.stop() => Ok(Vec::new()),
+        () = sleep(STOP) => {
+            tracing::warn!("the stop took too long and was cut short; nothing is lost");
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// The signals that a daemon listens to.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT. A SIGHUP does not end the daemon.
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => tracing::warn!("SIGHUP: files are read at the start only; restart to apply changes"),
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `headwater status`.
+
+use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
+
+use anstyle::AnsiColor;
+use headwater_connector::Error;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{
+    Outcome, codes, environment, exit,
+    output::{Cell, Format, Output, table},
+};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The answer of the daemon, as far as the text form shows it.
+#[derive(Debug, Deserialize)]
+struct Status {
+    connectors: Vec<Connector>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Connector {
+    name: String,
+    role: String,
+    state: String,
+    #[serde(default)]
+    position: Option<serde_json::Value>,
+    #[serde(default)]
+    lag: Option<Lag>,
+    #[serde(default)]
+    error: Option<LastError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Lag {
+    #[serde(default)]
+    bytes: Option<u64>,
+    #[serde(default)]
+    seconds: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LastError {
+    code: String,
+    message: String,
+    #[serde(default)]
+    hint: Option<String>,
+}
+
+/// Asks the daemon and prints its answer.
+pub fn run(config: &Path, output: &mut Output) -> Outcome {
+    let Some(address) = crate::config::load_http(config, environment())? else {
+        let error = Error::new(&codes::HTTP_OFF, "http.listen is off, so no daemon can be asked").at("file", config.display());
+        return Err(error.hint("Set http.listen to 127.0.0.1:8787 and restart the daemon.").into());
+    };
+    let body = ask(address)?;
+    print(&body, address, output)
+}
+
+fn ask(address: SocketAddr) -> Result<String, Error> {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build().into();
+    let mut answer = agent.get(format!("http://{address}/v1/status")).call().map_err(|error| {
+        let error = Error::new(&codes::NO_DAEMON, "no daemon answers").at("address", address).caused_by(error);
+        error.hint("Start it with `headwater run`, or name its config file with -c.")
+    })?;
+    if answer.status() != 200 {
+        return Err(bad_answer(address, format!("the answer is HTTP {}", answer.status().as_u16())));
+    }
+    answer.body_mut().read_to_string().map_err(|error| bad_answer(address, "the answer cannot be read").caused_by(error))
+}
+
+fn bad_answer(address: SocketAddr, what: impl Into<String>) -> Error {
+    let error = Error::new(&codes::BAD_ANSWER, what).at("address", address);
+    error.hint("Check which program listens there; set http.listen to a free port if it is not headwater.")
+}
+
+/// Prints an answer; JSON goes through as it is.
+pub(super) fn print(body: &str, address: SocketAddr, output: &mut Output) -> Outcome {
+    let unreadable = |_| bad_answer(address, "the answer is not a status of headwater");
+    let status: Status = serde_json::from_str(body).map_err(unreadable)?;
+    match output.format {
+        Format::Json => {
+            let document: &RawValue = serde_json::from_str(body).map_err(unreadable)?;
+            output.line(document.get().trim())?;
+        }
+        Format::Text => text(&status, output)?,
+    }
+    Ok(exit::OK)
+}
+
+fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
+    if status.connectors.is_empty() {
+        return output.line("The daemon runs, without connectors.");
+    }
+    let paint = output.paint();
+    let rows: Vec<Vec<Cell>> = status.connectors.iter().map(row).collect();
+    let lines = table(&["CONNECTOR", "ROLE", "STATE", "LAG", "BEHIND", "POSITION"], &rows, paint);
+    for line in lines {
+        output.line(&line)?;
+    }
+    for connector in &status.connectors {
+        let Some(error) = &connector.error else { continue };
+        let mut text = String::new();
+        let _ =
+            writeln!(text, "\n{} {}: {}", paint.bold(&connector.name), paint.colored(&error.code, AnsiColor::Red), error.message);
+        if let Some(hint) = error.hint.as_deref().filter(|hint| !hint.is_empty()) {
+            let _ = writeln!(text, "  {} {}", paint.colored("hint:", AnsiColor::Cyan), hint.replace('\n', "\n        "));
+        }
+        output.bytes(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn row(connector: &Connector) -> Vec<Cell> {
+    let color = match connector.state.as_str() {
+        "streaming" => AnsiColor::Green,
+        "starting" | "backfilling" | "paused" => AnsiColor::Yellow,
+        _ => AnsiColor::Red,
+    };
+    let bytes = connector.lag.as_ref().and_then(|lag| lag.bytes);
+    let seconds = connector.lag.as_ref().and_then(|lag| lag.seconds);
+    let position = match &connector.position {
+        None | Some(serde_json::Value::Null) => "-".to_owned(),
+        Some(serde_json::Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    vec![
+        Cell::plain(&connector.name),
+        Cell::plain(&connector.role),
+        Cell::colored(&connector.state, color),
+        Cell::plain(bytes.map_or_else(|| "-".to_owned(), human_bytes)),
+        Cell::plain(seconds.map_or_else(|| "-".to_owned(), human_seconds)),
+        Cell::plain(position),
+    ]
+}
+
+pub(super) fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+pub(super) fn human_seconds(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{:.1} s", seconds.max(0.0)),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}

@@ -1,0 +1,65 @@
+//! What is typed into the files. The doc comments are the descriptions in `config/schema.json` and in the reference.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::{mapping::rule::Events, pipeline::ingest::CommitOptions};
+
+/// A configuration of headwater.
+//
+// The loader reads it part by part, so that one fault does not hide another; as a whole it is the schema.
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Root {
+    /// Where topics live. Default: the embedded log in `./data`.
+    pub log: Option<Log>,
+    /// The HTTP interface with status and metrics.
+    #[schemars(default)]
+    pub http: Http,
+    /// Further files that hold connectors: patterns relative to this file, for example `connectors/*.yaml`.
+    #[schemars(default)]
+    pub include: Vec<String>,
+    /// The connectors by name. A name has lower-case letters, digits, `_` and `-`.
+    #[schemars(default)]
+    pub connectors: BTreeMap<String, Connector>,
+}
+
+/// Options that every kind of log has.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Begins the names of all internal topics and ids, so that two teams can share a cluster.
+    pub prefix: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { prefix: "headwater".into() }
+    }
+}
+
+/// The HTTP interface with status and metrics.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Address and port on this machine, for example `127.0.0.1:8787`; `off` or null switches HTTP off.
+    pub listen: Option<String>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: Some("127.0.0.1:8787".into()) }
+    }
+}
+
+/// One connector.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Connector {
+    /// How rows become events.
+    pub events: Events,
+    /// When a log transaction is closed. The defaults favour latency when idle and throughput under backlog.
+    pub commit: CommitOptions,
+}
