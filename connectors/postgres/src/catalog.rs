@@ -139,60 +139,39 @@ impl Catalog {
         rows.retain(|row| patterns.iter().any(|pattern| pattern.matches(cell(row, 1), cell(row, 2))));
         let selected: Vec<String> = rows.iter().map(|row| cell(row, 0).to_owned()).collect();
         rows.retain(|row| !cell(row, 8).split(',').any(|ancestor| selected.iter().any(|oid| oid == ancestor)));
-        let mut tables = Vec::new();
-        for row in &rows {
-            tables.push(self.table(row).await?);
-        }
-        Ok(tables)
+        self.details(&rows).await
     }
 
     /// One table by its object id; none if it is gone.
     pub async fn table_by_oid(&mut self, oid: u32) -> Result<Option<TableFacts>> {
         let rows = self.query(&format!("{TABLES} AND c.oid = {oid}")).await?;
-        match rows.first() {
-            None => Ok(None),
-            Some(row) => self.table(row).await.map(Some),
-        }
+        Ok(self.details(&rows).await?.pop())
     }
 
-    async fn table(&mut self, row: &[Option<String>]) -> Result<TableFacts> {
-        let oid: u32 = number(row, 0)?;
+    /// Columns and indexes of all tables by one statement each: a database can have thousands.
+    async fn details(&mut self, rows: &[Vec<Option<String>>]) -> Result<Vec<TableFacts>> {
+        let oids = rows.iter().map(|row| cell(row, 0)).collect::<Vec<_>>().join(",");
         let columns = self
             .query(&format!(
-                "SELECT attname, atttypid, atttypmod, attnotnull FROM pg_attribute \
-                 WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum"
+                "SELECT attrelid, attname, atttypid, atttypmod, attnotnull FROM pg_attribute \
+                 WHERE attrelid = ANY ('{{{oids}}}'::oid[]) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' \
+                 ORDER BY attrelid, attnum"
             ))
             .await?;
         let indexes = self
             .query(&format!(
-                "SELECT c.relname, i.indisprimary, i.indisreplident, i.indimmediate, a.attname \
+                "SELECT i.indrelid, c.relname, i.indisprimary, i.indisreplident, i.indimmediate, a.attname \
                  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
                  CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k(attnum, place) \
                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
-                 WHERE i.indrelid = {oid} AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
-                 ORDER BY c.relname, k.place"
+                 WHERE i.indrelid = ANY ('{{{oids}}}'::oid[]) \
+                 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+                 ORDER BY i.indrelid, c.relname, k.place"
             ))
             .await?;
-        let columns = columns.iter().map(|row| {
-            Ok(ColumnFacts {
-                name: cell(row, 0).to_owned(),
-                oid: number(row, 1)?,
-                modifier: number(row, 2)?,
-                not_null: flag(row, 3),
-            })
-        });
-        let rows: i64 = number(row, 6)?;
-        Ok(TableFacts {
-            schema: cell(row, 1).to_owned(),
-            name: cell(row, 2).to_owned(),
-            identity: cell(row, 3).chars().next().unwrap_or('n'),
-            partitioned: flag(row, 4),
-            owned: flag(row, 5),
-            estimated_rows: u64::try_from(rows).ok(),
-            has_large_values: flag(row, 7),
-            columns: columns.collect::<Result<_>>()?,
-            indexes: group_indexes(&indexes),
-        })
+        let (columns, indexes) = (by_table(&columns), by_table(&indexes));
+        let of = |groups: &HashMap<String, Rows>, row: &[Option<String>]| groups.get(cell(row, 0)).cloned().unwrap_or_default();
+        rows.iter().map(|row| table(row, &of(&columns, row), &of(&indexes, row))).collect()
     }
 
     /// What a type means; built-in ones without a look-up.
@@ -257,17 +236,44 @@ impl Catalog {
     }
 }
 
+/// Groups rows by their first cell.
+fn by_table(rows: &[Vec<Option<String>>]) -> HashMap<String, Rows> {
+    let mut groups: HashMap<String, Rows> = HashMap::new();
+    for row in rows {
+        groups.entry(cell(row, 0).to_owned()).or_default().push(row.clone());
+    }
+    groups
+}
+
+fn table(row: &[Option<String>], columns: &[Vec<Option<String>>], indexes: &[Vec<Option<String>>]) -> Result<TableFacts> {
+    let column = |row: &Vec<Option<String>>| {
+        Ok(ColumnFacts { name: cell(row, 1).to_owned(), oid: number(row, 2)?, modifier: number(row, 3)?, not_null: flag(row, 4) })
+    };
+    let rows: i64 = number(row, 6)?;
+    Ok(TableFacts {
+        schema: cell(row, 1).to_owned(),
+        name: cell(row, 2).to_owned(),
+        identity: cell(row, 3).chars().next().unwrap_or('n'),
+        partitioned: flag(row, 4),
+        owned: flag(row, 5),
+        estimated_rows: u64::try_from(rows).ok(),
+        has_large_values: flag(row, 7),
+        columns: columns.iter().map(column).collect::<Result<_>>()?,
+        indexes: group_indexes(indexes),
+    })
+}
+
 fn group_indexes(rows: &[Vec<Option<String>>]) -> Vec<IndexFacts> {
     let mut indexes: Vec<IndexFacts> = Vec::new();
     for row in rows {
-        let column = cell(row, 4).to_owned();
-        match indexes.last_mut().filter(|index| index.name == cell(row, 0)) {
+        let column = cell(row, 5).to_owned();
+        match indexes.last_mut().filter(|index| index.name == cell(row, 1)) {
             Some(index) => index.columns.push(column),
             None => indexes.push(IndexFacts {
-                name: cell(row, 0).to_owned(),
-                primary: flag(row, 1),
-                identity: flag(row, 2),
-                immediate: flag(row, 3),
+                name: cell(row, 1).to_owned(),
+                primary: flag(row, 2),
+                identity: flag(row, 3),
+                immediate: flag(row, 4),
                 columns: vec![column],
             }),
         }

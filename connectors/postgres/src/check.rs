@@ -88,12 +88,14 @@ async fn server(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<Find
     capacity(found, "replication slot", "max_replication_slots", slots + i64::from(flag(row, 3)));
     capacity(found, "WAL sender", "max_wal_senders", senders);
     let keep = catalog.setting("max_slot_wal_keep_size").await?;
-    found.push(Finding::warning(match keep.as_str() {
-        "-1" => Error::new(&codes::RETENTION, "a slot may keep log without bound (max_slot_wal_keep_size is -1)")
-            .hint("Run ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; with a size that your disk has, and watch the lag."),
-        _ => Error::new(&codes::RETENTION, format!("a connector that stands still for more than {keep} of log loses its place"))
-            .hint("Watch the lag, and raise max_slot_wal_keep_size if pauses can be longer."),
-    }));
+    found.push(match keep.as_str() {
+        "-1" => Finding::warning(
+            Error::new(&codes::RETENTION, "a slot may keep log without bound (max_slot_wal_keep_size is -1)").hint(
+                "Run ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; with a size that your disk has, and watch the lag.",
+            ),
+        ),
+        _ => Finding::ok(format!("a slot keeps up to {keep} of log; a connector that stands still for longer loses its place")),
+    });
     Ok(())
 }
 

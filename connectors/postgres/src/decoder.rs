@@ -505,6 +505,22 @@ mod tests {
         assert_eq!((last, decoder.base()), (Event::Idle(Lsn(0xff)), Lsn(0xff)));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_messages_never_panic(
+            messages in proptest::collection::vec(
+                (proptest::sample::select(b"BCIUDTMRO".to_vec()), proptest::collection::vec(0_u8..3, 0..40)), 0..12)
+        ) {
+            let (mut decoder, mut batch) = (decoder("1:0/10", vec![Codec::Text]), Batch::default());
+            let _ = decoder.apply(&begin(7, 0x20), &mut batch);
+            for (tag, rest) in messages {
+                let _ = decoder.apply(&frame(&[&[tag][..], &rest].concat()), &mut batch);
+                let _ = decoder.apply(&rest, &mut batch);
+            }
+            decoder.abandon(&mut batch);
+        }
+    }
+
     /// Ten columns, about 170 bytes a row, 100 rows a transaction: the workload of the benchmark. Run it optimised:
     /// `CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo test -p headwater-postgres speed -- --ignored --nocapture`.
     #[test]

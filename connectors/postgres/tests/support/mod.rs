@@ -166,7 +166,8 @@ fn guard(server: &Postgres) {
     command.args(["-c", &stop]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     use std::os::unix::process::CommandExt;
     // A group of its own, so that an interrupt from the terminal does not end it first.
-    command.process_group(0).spawn().expect("sh");
+    let mut child = command.process_group(0).spawn().expect("sh");
+    std::thread::spawn(move || child.wait());
 }
 
 fn append(path: &Path, text: &str) {
