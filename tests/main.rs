@@ -1,1 +1,4 @@
-//! x
+//! The black-box tests: one binary, one module per promise, real servers and the real daemon.
+
+mod checker;
+mod support;
