@@ -1,1 +1,6 @@
-//! x
+//! The black-box tests: one binary, one module per promise, real servers and the real daemon.
+
+mod checker;
+mod kill;
+mod support;
+mod tidy;

@@ -1,0 +1,223 @@
+//! A seeded workload on a real PostgreSQL: several writers with keys of their own and keys they fight over.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use fastrand::Rng;
+use postgres::{Client, SimpleQueryMessage};
+
+use super::postgres::Database;
+
+/// Rows of the bank; the first transaction makes them.
+pub const BANK_ROWS: u64 = 20;
+
+/// What the writers have done so far.
+#[derive(Default)]
+pub struct Progress {
+    /// Events that committed transactions must have in the topics; counted after the source's commit returned.
+    pub committed_events: AtomicU64,
+    /// Transactions that committed.
+    pub commits: AtomicU64,
+    /// Transactions rolled back on purpose.
+    pub rollbacks: AtomicU64,
+    /// Transactions that the database rolled back to resolve a deadlock.
+    pub deadlocks: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Running writers; they stop when this is dropped.
+pub struct Workload {
+    /// What they have done.
+    pub progress: Arc<Progress>,
+    writers: Vec<JoinHandle<()>>,
+}
+
+/// Makes the tables and the functions that change them.
+pub fn prepare(database: &Database) {
+    database.sql(include_str!("workload.sql"));
+}
+
+impl Workload {
+    /// Opens the bank and starts the writers. The same seed gives each writer the same transactions; how they interleave is real.
+    pub fn start(database: &Database, seed: u64, writers: u64, pause: Duration) -> Self {
+        let progress = Arc::new(Progress::default());
+        let mut client = database.client();
+        let events = commit(&mut client, &format!("BEGIN; SELECT truth.open_bank({BANK_ROWS});"), true).expect("the bank opens");
+        progress.committed_events.fetch_add(events, Ordering::SeqCst);
+        progress.commits.fetch_add(1, Ordering::SeqCst);
+        let start = |number: u64| {
+            let mut writer = Writer { rng: Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number)), number };
+            let (mut client, progress) = (database.client(), Arc::clone(&progress));
+            std::thread::spawn(move || {
+                while !progress.stop.load(Ordering::SeqCst) {
+                    writer.one_transaction(&mut client, &progress);
+                    // The pace keeps the source from outrunning a build without optimisation for ever.
+                    std::thread::sleep(pause.mul_f64(writer.rng.f64() * 2.0));
+                }
+            })
+        };
+        let writers = (0..writers).map(start).collect();
+        Self { progress, writers }
+    }
+
+    /// Events that the topics must hold by now, at least.
+    pub fn committed_events(&self) -> u64 {
+        self.progress.committed_events.load(Ordering::SeqCst)
+    }
+
+    /// Stops the writers; a writer that panicked is a failure here.
+    pub fn stop(mut self) -> Arc<Progress> {
+        self.progress.stop.store(true, Ordering::SeqCst);
+        for writer in self.writers.drain(..) {
+            writer.join().expect("a writer of the workload");
+        }
+        Arc::clone(&self.progress)
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        self.progress.stop.store(true, Ordering::SeqCst);
+        for writer in self.writers.drain(..) {
+            let _ = writer.join();
+        }
+    }
+}
+
+struct Writer {
+    rng: Rng,
+    number: u64,
+}
+
+impl Writer {
+    fn one_transaction(&mut self, client: &mut Client, progress: &Progress) {
+        let keep = self.rng.u32(0..100) < 88;
+        let script = self.script();
+        match commit(client, &script, keep) {
+            Ok(events) if keep => {
+                progress.committed_events.fetch_add(events, Ordering::SeqCst);
+                progress.commits.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(_) => drop(progress.rollbacks.fetch_add(1, Ordering::SeqCst)),
+            Err(error) => {
+                let code = error.code().map_or_else(|| panic!("the workload failed: {error}"), postgres::error::SqlState::code);
+                assert_eq!(code, "40P01", "the workload failed: {error:?}");
+                client.batch_execute("ROLLBACK").expect("a rollback");
+                progress.deadlocks.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// 1 to 200 changes, mostly few, with savepoints that are released, rolled back and nested.
+    fn script(&mut self) -> String {
+        let changes = match self.rng.u32(0..100) {
+            0..3 => self.rng.u32(100..200),
+            3..20 => self.rng.u32(10..50),
+            _ => self.rng.u32(1..8),
+        };
+        let mut script = String::from("BEGIN;");
+        let mut depth = 0;
+        for _ in 0..changes {
+            match self.rng.u32(0..100) {
+                0..5 => {
+                    depth += 1;
+                    script.push_str(&format!("SAVEPOINT s{depth};"));
+                }
+                5..8 if depth > 0 => {
+                    script.push_str(&format!("ROLLBACK TO s{depth};"));
+                }
+                8..11 if depth > 0 => {
+                    script.push_str(&format!("RELEASE s{depth};"));
+                    depth -= 1;
+                }
+                _ => {}
+            }
+            script.push_str("SELECT truth.");
+            script.push_str(&self.change());
+            script.push(';');
+        }
+        script
+    }
+
+    fn change(&mut self) -> String {
+        match self.rng.u32(0..100) {
+            0..20 => {
+                let from = self.rng.u64(1..=BANK_ROWS);
+                let to = 1 + (from + self.rng.u64(0..BANK_ROWS - 1)) % BANK_ROWS;
+                format!("transfer({from}, {to}, {})", self.rng.i64(1..100))
+            }
+            20..40 => {
+                let active = self.rng.bool();
+                let owner = if self.rng.u32(0..8) == 0 { "NULL".to_owned() } else { self.text(1, 30) };
+                format!("put_account({}, {owner}, {active})", self.account())
+            }
+            40..46 => format!("drop_account({})", self.account()),
+            46..50 => format!("move_account({}, {})", self.account(), 1_000 + self.account()),
+            50..64 => {
+                let note = if self.rng.bool() { "NULL".to_owned() } else { self.text(0, 60) };
+                let amount = format!("{}.{:02}", self.rng.i64(-99_999..99_999), self.rng.u32(0..100));
+                format!("put_order({}, {amount}, {note})", self.order())
+            }
+            64..68 => format!("drop_order({})", self.order()),
+            68..92 => {
+                let body = match self.rng.u32(0..6) {
+                    0..3 => "NULL".to_owned(),
+                    3 => self.text(3_000, 6_000),
+                    _ => self.text(0, 60),
+                };
+                format!("put_text('{}', {}, {}, {body})", self.texts(), self.document(""), self.text(0, 20))
+            }
+            92..96 => format!("drop_text('{}', {})", self.texts(), self.document("")),
+            _ => format!("move_text('{}', {}, {})", self.texts(), self.document(""), self.document(" moved")),
+        }
+    }
+
+    fn texts(&mut self) -> &'static str {
+        if self.rng.u32(0..3) == 0 { "journal" } else { "document" }
+    }
+
+    /// A third of all changes hits keys that every writer wants.
+    fn owner(&mut self) -> u64 {
+        if self.rng.u32(0..3) == 0 { 0 } else { 1 + self.number }
+    }
+
+    fn account(&mut self) -> u64 {
+        self.owner() * 10_000 + self.rng.u64(0..40)
+    }
+
+    fn order(&mut self) -> String {
+        let owner = self.owner();
+        format!("'région {owner}', 'code \"{}\" \\ '", self.rng.u32(0..40))
+    }
+
+    fn document(&mut self, suffix: &str) -> String {
+        let owner = self.owner();
+        format!("'Dok 🚲 {owner}-{}{suffix}'", self.rng.u32(0..30))
+    }
+
+    /// A quoted text with characters that JSON and SQL escape; its length is in characters.
+    fn text(&mut self, min: usize, max: usize) -> String {
+        const LETTERS: &[char] = &['a', 'b', 'z', ' ', '0', '"', '\\', '\n', '\t', '\u{1}', '/', 'é', '€', '🚲', '\u{7f}', '<'];
+        let length = self.rng.usize(min..=max);
+        let text: String = (0..length).map(|_| LETTERS[self.rng.usize(0..LETTERS.len())]).collect();
+        format!("'{text}'")
+    }
+}
+
+/// Runs a transaction in one round trip and returns how many events it stands for; nothing of it happened after an error.
+fn commit(client: &mut Client, script: &str, keep: bool) -> Result<u64, postgres::Error> {
+    let end = if keep { "COMMIT" } else { "ROLLBACK" };
+    let count = "SELECT count(*) FROM truth.change WHERE xid = pg_current_xact_id()::text::bigint";
+    let messages = client.simple_query(&format!("{script}{count};{end};"))?;
+    let last = messages.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(|value| value.parse().expect("a count")),
+        _ => None,
+    });
+    Ok(last.expect("the count of the transaction"))
+}
