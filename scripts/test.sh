@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Every check and test, suite by suite, each with its time. The last line sums the test runner's own counts.
+#
+# HEADWATER_SEED    replays the kill test and the simulation's single seed
+# HEADWATER_KILLS   kills per log that must count (default 10)
+# HEADWATER_SEEDS   seeds of the simulation (default 2500)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/need.sh
+
+# Everything that the tests start keeps its files here, so that what is left behind can be found.
+work=$(mktemp -d "${TMPDIR:-/tmp}/headwater-tests-XXXXXX")
+chmod 755 "$work"
+export TMPDIR=$work
+log=$work/output
+trap 'rm -rf "$work"' EXIT
+: > "$log"
+
+suite() {
+    local name=$1 began=$SECONDS
+    shift
+    echo "== $name"
+    local status=0
+    "$@" 2>&1 | tee -a "$log" || status=$?
+    echo "== $name: $((SECONDS - began)) s"
+    [ "$status" = 0 ] || failed="${failed:+$failed, }$name"
+}
+failed=
+
+# The servers are found or fetched before the clock of the suites that need them runs.
+HEADWATER_PG_BIN=$(scripts/postgres-path.sh)
+export HEADWATER_PG_BIN
+suite "Kafka $(basename "$(scripts/kafka-path.sh)")" true
+suite "format and lints" scripts/lint.sh
+suite "build" cargo test --workspace --no-run --quiet
+suite "simulation (${HEADWATER_SEEDS:-2500} seeds)" cargo test --lib --quiet simulation -- --nocapture
+suite "contract and PostgreSQL source" cargo test --quiet -p headwater-connector -p headwater-postgres
+suite "units and logs" cargo test --lib --quiet -- --skip simulation
+suite "black box" cargo test --test blackbox --quiet -- --skip kills_lose
+suite "kill (${HEADWATER_KILLS:-10} kills per log)" cargo test --test blackbox -- --nocapture --test-threads 1 kills_lose
+
+# A test that leaves a process behind has failed, whatever it said.
+left=$(pgrep -fa -- "$work" | grep -v -e pgrep -e test.sh || true)
+if [ -n "$left" ]; then
+    echo "processes left behind:"
+    echo "$left"
+    failed="${failed:+$failed, }processes left behind"
+fi
+if [ -n "$failed" ]; then echo "failed: $failed"; fi
+awk '/^test result: / { for (i = 1; i <= NF; i++) { if ($(i + 1) ~ /^passed/) passed += $i; if ($(i + 1) ~ /^failed/) bad += $i } }
+     END { printf "%d passed, %d failed\n", passed, bad }' "$log"
+[ -z "$failed" ]
