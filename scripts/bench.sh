@@ -73,7 +73,7 @@ SQL
 start_kafka() {
     jars=$(scripts/kafka-path.sh)
     kafka_port=$(free_port)
-    local controller=$(free_port) java=(java -Xms256m -Xmx512m -XX:+UseG1GC -cp "$jars/*")
+    local controller=$(free_port) java=(java -Xms256m -Xmx512m -XX:+UseG1GC "-Dlog4j2.configurationFile=$PWD/scripts/kafka/log4j2.xml" -cp "$jars/*")
     cat > "$work/kafka.properties" << P
 process.roles=broker,controller
 node.id=1
@@ -116,7 +116,7 @@ log: $where
 http: { listen: 127.0.0.1:$port }
 connectors:
   $name:
-    source: { kind: postgres, url: "postgres://postgres@/postgres?host=$work/pg&port=5432", tables: [public.bench],
+    source: { kind: postgres, url: "postgres://postgres@/postgres?host=$work/pg", tables: [public.bench],
               slot: ${log}_$round, publication: bench }
 Y
     local began=$(now_ms) status
