@@ -33,6 +33,9 @@ use crate::{
 const BUDGET: usize = 16 << 20;
 /// Free space before each read: large reads cost the server less than many small ones.
 const READ_SIZE: usize = 256 << 10;
+/// Shortest time between two reads (the timer rounds it up to a millisecond). The server writes row by row, and a reader that is faster than it would wake for each of them;
+/// what gathers in the socket meanwhile is far less than its buffer.
+const PACE: Duration = Duration::from_micros(500);
 /// A field has at most 1 GiB and a row as much; what claims more is not a frame.
 const MAX_FRAME: usize = (1 << 30) + (1 << 24);
 /// How long the server may be silent, although it is asked to answer, before the connection counts as dead.
@@ -109,6 +112,7 @@ impl Stream {
             every,
             status_due: Instant::now(),
             heard: Instant::now(),
+            read_at: Instant::now(),
         };
         Self { chunks, shared, task: tokio::spawn(task.run(reader)) }
     }
@@ -206,6 +210,8 @@ struct Task {
     every: Duration,
     status_due: Instant,
     heard: Instant,
+    /// Before this the socket is not read again.
+    read_at: Instant,
 }
 
 impl Task {
@@ -239,7 +245,8 @@ impl Task {
                         place.send(Ok(Chunk { bytes, _permit: Some(permit) }));
                     }
                 }
-                read = reader.read_buf(&mut self.input.bytes), if !blocked => {
+                read = paced(reader, &mut self.input.bytes, self.read_at), if !blocked => {
+                    self.read_at = Instant::now() + PACE;
                     if read.map_err(broken)? == 0 {
                         return Err(lost("the server closed the connection"));
                     }
@@ -330,6 +337,14 @@ impl Task {
             }
         }
     }
+}
+
+/// Waits until it is time, then reads.
+async fn paced(reader: &mut ReadHalf<Box<dyn Socket>>, bytes: &mut BytesMut, at: Instant) -> std::io::Result<usize> {
+    if Instant::now() < at {
+        sleep_until(at).await;
+    }
+    reader.read_buf(bytes).await
 }
 
 async fn reserve(

@@ -24,7 +24,8 @@ async fn a_backlog_drains() {
     );
     let connector = connector(&shared().url(&database), json!({}));
     let start = begin(&*connector).await;
-    shared().sql(&database, "SELECT pg_create_logical_replication_slot('other', 'pgoutput')");
+    // An own slot for each run of theirs: it moves as it is read.
+    shared().sql(&database, "SELECT pg_create_logical_replication_slot('other' || i, 'pgoutput') FROM generate_series(0, 2) i");
     let insert = format!(
         "DO $$ BEGIN FOR t IN 0 .. {ROWS} / 100 - 1 LOOP
            INSERT INTO t SELECT t * 100 + i, i, 'a name of a customer', 'an address with a street and a number', 'customer@example.com',
@@ -33,7 +34,7 @@ async fn a_backlog_drains() {
     );
     shared().sql(&database, &insert);
     let port = shared().port.to_string();
-    for _ in 0..2 {
+    for run in 0..3 {
         let mut source = connector.open(&start.identity, &start.position).await.unwrap();
         let (started, mut rows, mut batch) = (Instant::now(), 0, Batch::default());
         while rows < ROWS {
@@ -45,6 +46,7 @@ async fn a_backlog_drains() {
         source.close().await.unwrap();
         let end = shared().sql(&database, "SELECT pg_current_wal_lsn()");
         let mut theirs = Command::new("pg_recvlogical");
+        theirs.args(["-S", &format!("other{run}")]);
         theirs.args([
             "-h",
             "127.0.0.1",
@@ -54,9 +56,8 @@ async fn a_backlog_drains() {
             &port,
             "-d",
             &database,
-            "-S",
-            "other",
             "--start",
+            "--no-loop",
             "-f",
             "/dev/null",
         ]);
