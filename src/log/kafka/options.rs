@@ -179,6 +179,7 @@ const PROMISED: &[&str] = &[
     "enable.partition.eof",
     "group.id",
     "isolation.level",
+    "log.connection.close",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
     "message.max.bytes",
