@@ -161,17 +161,17 @@ impl Kafka {
     fn fence(&self) {
         let log = self.dir.join("fence.log");
         let _ = fs::remove_file(&log);
-        let Process { pid, mut watcher } = spawn(&self.dir, &self.jars, "fence.properties", &log);
+        let process = spawn(&self.dir, &self.jars, "fence.properties", &log);
         let deadline = Instant::now() + Duration::from_secs(30);
         // A broker that was killed before it was let in is fenced already, and the line never comes.
-        while Instant::now() < deadline && alive(pid) {
+        while Instant::now() < deadline && alive(process.pid) {
             if fs::read_to_string(&log).unwrap_or_default().contains("handleBrokerFenced") {
                 break;
             }
             thread::sleep(Duration::from_millis(20));
         }
-        drop(watcher.stdin.take());
-        let _ = watcher.wait();
+        // In order: what it logs is written to its file a moment later.
+        process.end("-TERM");
     }
 
     fn wait_until_ready(&self, pid: u32, log: &Path, begin: u64) {
@@ -188,15 +188,22 @@ impl Kafka {
     }
 
     fn end(&self, signal: &str) {
-        let Some(Process { pid, mut watcher }) = self.process.lock().unwrap().take() else { return };
-        let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+        if let Some(process) = self.process.lock().unwrap().take() {
+            process.end(signal);
+        }
+    }
+}
+
+impl Process {
+    fn end(mut self, signal: &str) {
+        let _ = Command::new("kill").args([signal, &self.pid.to_string()]).stderr(Stdio::null()).status();
         let deadline = Instant::now() + Duration::from_secs(20);
-        while alive(pid) && Instant::now() < deadline {
+        while alive(self.pid) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(20));
         }
         // The watcher kills what is still there and ends when its input closes.
-        drop(watcher.stdin.take());
-        let _ = watcher.wait();
+        drop(self.watcher.stdin.take());
+        let _ = self.watcher.wait();
     }
 }
 

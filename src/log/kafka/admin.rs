@@ -13,8 +13,9 @@ use rdkafka::{
 };
 
 use super::{
-    Inner, codes,
+    Inner,
     client::{OffThread, Probe, blocking},
+    codes,
     config::{self, Watch},
     error,
 };

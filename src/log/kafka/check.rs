@@ -30,10 +30,7 @@ pub(super) async fn run(inner: &Inner) -> Result<Vec<Finding>> {
 fn connection(inner: &Inner, findings: &mut Vec<Finding>) {
     let options = &inner.options;
     if !options.protocol().is_encrypted() && !options.is_loopback() {
-        findings.push(weak(
-            "the connection to the brokers is not encrypted",
-            "Set log.security.protocol to ssl or sasl_ssl.",
-        ));
+        findings.push(weak("the connection to the brokers is not encrypted", "Set log.security.protocol to ssl or sasl_ssl."));
     }
     let unverified = |key: &str, value: &str| options.properties.get(key).is_some_and(|given| given == value);
     if unverified("enable.ssl.certificate.verification", "false") || unverified("ssl.endpoint.identification.algorithm", "none") {
@@ -77,7 +74,8 @@ fn broker(inner: &Inner, settings: &admin::Settings, brokers: usize, findings: &
     }
     if number("transaction.state.log.replication.factor") == Some(1) && brokers > 1 {
         let what = "the brokers keep the state of transactions in one replica";
-        findings.push(weak(what, "Set transaction.state.log.replication.factor to 3 and recreate the topic as Kafka's docs say."));
+        findings
+            .push(weak(what, "Set transaction.state.log.replication.factor to 3 and recreate the topic as Kafka's docs say."));
     }
     if settings.get("unclean.leader.election.enable").is_some_and(|value| value == "true") {
         let what = "unclean leader elections are on: committed events can vanish";

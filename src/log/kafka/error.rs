@@ -51,11 +51,16 @@ pub(super) fn passes(code: Kafka) -> bool {
 fn hint(code: &'static Code) -> &'static str {
     match code.id {
         id if id == codes::NOT_ALLOWED.id => "Run `headwater explain HW1240` for the kafka-acls.sh commands that grant it.",
-        id if id == codes::LOGIN_FAILED.id => "Check log.security: the protocol of the port, the mechanism, the password, the CA file.",
+        id if id == codes::LOGIN_FAILED.id => {
+            "Check log.security: the protocol of the port, the mechanism, the password, the CA file."
+        }
         id if id == codes::TIMEOUT_NOT_ALLOWED.id => {
             "Lower log.transaction_timeout_seconds, or raise transaction.max.timeout.ms on every broker."
         }
         id if id == codes::TOPIC_VANISHED.id => "Find out who deleted it, then run `headwater restart CONNECTOR`.",
+        id if id == codes::RECORD_TOO_LARGE.id => {
+            "Raise max.message.bytes of the topic; run `headwater explain HW1242` for the command."
+        }
         id if id == shared::UNREACHABLE.id => {
             "Check log.bootstrap_servers, that the brokers run, and that the addresses they advertise can be reached from here."
         }

@@ -17,9 +17,9 @@ use rdkafka::{
 };
 
 use super::{
-    Inner, codes,
+    Inner,
     client::{self, Consuming, OffThread, Probe, blocking},
-    config, error,
+    codes, config, error,
 };
 use crate::log::{From, LogReader, StoredRecord, codes as log};
 
@@ -206,8 +206,7 @@ struct Cursor {
 
 impl Cursor {
     fn new(consumer: OffThread<Consuming>, topic: &str, partition: u32, begin: u64) -> Result<Self> {
-        let cursor =
-            Self { consumer, topic: topic.to_owned(), partition, next: begin, wanted: begin, buffer: VecDeque::new() };
+        let cursor = Self { consumer, topic: topic.to_owned(), partition, next: begin, wanted: begin, buffer: VecDeque::new() };
         let mut place = TopicPartitionList::with_capacity(1);
         let assigned = place
             .add_partition_offset(topic, partition as i32, Offset::Offset(begin as i64))
@@ -283,9 +282,9 @@ fn is_passing(cause: &KafkaError) -> bool {
 }
 
 fn stored(message: &BorrowedMessage<'_>) -> StoredRecord {
-    let headers = message.headers().map(|headers| {
-        headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect()
-    });
+    let headers = message
+        .headers()
+        .map(|headers| headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect());
     StoredRecord {
         offset: message.offset().max(0) as u64,
         timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),

@@ -59,8 +59,7 @@ pub(super) async fn open(inner: &Arc<Inner>, connector: &str) -> Result<Box<dyn 
 async fn producer(inner: &Arc<Inner>, id: &str, batch_bytes: u64) -> Result<OffThread<Client>> {
     let (inner, id) = (Arc::clone(inner), id.to_owned());
     blocking(move || {
-        let deadline =
-            Instant::now() + Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + INIT_MARGIN;
+        let deadline = Instant::now() + Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + INIT_MARGIN;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -87,8 +86,7 @@ fn is_doubt(failed: &Error) -> bool {
 
 fn initialized(inner: &Inner, id: &str, batch_bytes: u64, deadline: Instant) -> Result<OffThread<Client>> {
     const WHAT: &str = "the writer cannot be opened";
-    let made: KafkaResult<Client> =
-        config::producer(&inner.options, id, batch_bytes)?.create_with_context(Watch::default());
+    let made: KafkaResult<Client> = config::producer(&inner.options, id, batch_bytes)?.create_with_context(Watch::default());
     let client = OffThread::new(made.map_err(|cause| error::not_made(&cause))?);
     let began = Instant::now();
     loop {
@@ -145,9 +143,10 @@ struct Committed {
 #[async_trait]
 impl LogWriter for KafkaWriter {
     async fn commit(&mut self, transaction: Transaction) -> Result<Transaction> {
-        let client = self.producer.take().ok_or_else(|| {
-            Error::new(&shared::INVARIANT, "a writer was used after an error").at("transactional id", &self.id)
-        })?;
+        let client = self
+            .producer
+            .take()
+            .ok_or_else(|| Error::new(&shared::INVARIANT, "a writer was used after an error").at("transactional id", &self.id))?;
         if let Some(doubt) = self.doubt {
             let what = match doubt {
                 Doubt::Slow(took) => format!("the last commit took {} ms, so the writer is replaced", took.as_millis()),
@@ -202,7 +201,10 @@ impl KafkaWriter {
         }
         if limits.iter().any(|limit| *limit < self.batch_bytes) {
             // The batch size of a producer is fixed; the next one knows the limit.
-            return Err(Error::new(&codes::RECYCLE, "a new topic allows less than the writer sends at once, so the writer is replaced"));
+            return Err(Error::new(
+                &codes::RECYCLE,
+                "a new topic allows less than the writer sends at once, so the writer is replaced",
+            ));
         }
         Ok(())
     }
@@ -293,7 +295,9 @@ fn still_good(client: &Client, deadline: Instant) -> Result<()> {
     if watch.all_down() {
         // Even if the client got through in the end, the writer would have to be replaced (K2): there is nothing to wait for.
         let reason = watch.last().map_or_else(String::new, |(_, reason)| reason);
-        return Err(Error::new(&log::COMMIT_IN_DOUBT, "the connection to all brokers broke during a transaction").caused_by(reason));
+        return Err(
+            Error::new(&log::COMMIT_IN_DOUBT, "the connection to all brokers broke during a transaction").caused_by(reason)
+        );
     }
     if Instant::now() >= deadline {
         return Err(failed(client, &KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
