@@ -11,7 +11,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, OnceLock},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +30,8 @@ pub struct Kafka {
     pub dir: PathBuf,
     jars: PathBuf,
     process: Mutex<Option<Process>>,
+    /// Killed and not started since.
+    unclean: AtomicBool,
 }
 
 struct Process {
@@ -64,8 +69,10 @@ impl Kafka {
         let jars = jars();
         let dir = tempfile::Builder::new().prefix("headwater-kafka-").tempdir().expect("a temporary directory").keep();
         let (port, controller) = free_ports();
-        let kafka = Kafka { bootstrap: format!("127.0.0.1:{port}"), dir: dir.clone(), jars, process: Mutex::new(None) };
+        let (bootstrap, process) = (format!("127.0.0.1:{port}"), Mutex::new(None));
+        let kafka = Kafka { bootstrap, dir: dir.clone(), jars, process, unclean: AtomicBool::new(false) };
         fs::write(dir.join("server.properties"), properties(&dir, port, controller) + settings).expect("settings written");
+        fs::write(dir.join("fence.properties"), fence_properties(&dir, controller)).expect("settings written");
         kafka.format();
         kafka.run();
         kafka
@@ -90,15 +97,19 @@ impl Kafka {
     /// Ends it as a power cut would, as far as this process is concerned.
     pub fn kill(&self) {
         self.end("-KILL");
+        self.unclean.store(true, Ordering::Relaxed);
     }
 
     /// Starts a stopped broker.
     pub fn run(&self) {
+        if self.unclean.swap(false, Ordering::Relaxed) {
+            self.fence();
+        }
         let mut process = self.process.lock().unwrap();
         assert!(process.is_none(), "the broker runs already");
         let log = self.dir.join("broker.log");
         let begin = fs::metadata(&log).map_or(0, |meta| meta.len());
-        let started = spawn(&self.dir, &self.jars, &log);
+        let started = spawn(&self.dir, &self.jars, "server.properties", &log);
         let pid = started.pid;
         *process = Some(started);
         drop(process);
@@ -140,6 +151,29 @@ impl Kafka {
         run_class(&self.jars, "kafka.tools.StorageTool", &args, "");
     }
 
+    /// Lets the controller forget that the killed broker ran, before the broker starts again.
+    ///
+    /// Else the broker first believes what the metadata still say: that it leads its partitions. Its transaction coordinator
+    /// goes on with a commit that the kill interrupted, then the controller takes the leadership away from the old life of the
+    /// broker, and the coordinator takes partitions without a leader for deleted ones: it drops their commit markers, and the
+    /// transaction stays open for ever ("likely deleted already and hence can be skipped", Kafka 4.3). A cluster with other
+    /// brokers has fenced the dead one long before; with one node, its controller does it alone here.
+    fn fence(&self) {
+        let log = self.dir.join("fence.log");
+        let _ = fs::remove_file(&log);
+        let process = spawn(&self.dir, &self.jars, "fence.properties", &log);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // A broker that was killed before it was let in is fenced already, and the line never comes.
+        while Instant::now() < deadline && alive(process.pid) {
+            if fs::read_to_string(&log).unwrap_or_default().contains("handleBrokerFenced") {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        // In order: what it logs is written to its file a moment later.
+        process.end("-TERM");
+    }
+
     fn wait_until_ready(&self, pid: u32, log: &Path, begin: u64) {
         let deadline = Instant::now() + START_LIMIT;
         loop {
@@ -154,15 +188,22 @@ impl Kafka {
     }
 
     fn end(&self, signal: &str) {
-        let Some(Process { pid, mut watcher }) = self.process.lock().unwrap().take() else { return };
-        let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+        if let Some(process) = self.process.lock().unwrap().take() {
+            process.end(signal);
+        }
+    }
+}
+
+impl Process {
+    fn end(mut self, signal: &str) {
+        let _ = Command::new("kill").args([signal, &self.pid.to_string()]).stderr(Stdio::null()).status();
         let deadline = Instant::now() + Duration::from_secs(20);
-        while alive(pid) && Instant::now() < deadline {
+        while alive(self.pid) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(20));
         }
         // The watcher kills what is still there and ends when its input closes.
-        drop(watcher.stdin.take());
-        let _ = watcher.wait();
+        drop(self.watcher.stdin.take());
+        let _ = self.watcher.wait();
     }
 }
 
@@ -174,11 +215,11 @@ impl Drop for Kafka {
 }
 
 /// Starts the broker under a shell that ends it when this process goes away.
-fn spawn(dir: &Path, jars: &Path, log: &Path) -> Process {
+fn spawn(dir: &Path, jars: &Path, settings: &str, log: &Path) -> Process {
     // The directory goes only if the test process vanished: after an orderly end the shell is told to leave it.
     let script = r#"
         java -Xms128m -Xmx384m -XX:+UseSerialGC -Dlog4j2.configurationFile="$1/log4j2.xml" -cp "$2/*" \
-            kafka.Kafka "$1/server.properties" < /dev/null >> "$3" 2>&1 &
+            kafka.Kafka "$1/$5" < /dev/null >> "$3" 2>&1 &
         echo $!
         exec > /dev/null
         cat > /dev/null
@@ -190,7 +231,7 @@ fn spawn(dir: &Path, jars: &Path, log: &Path) -> Process {
     let mut watcher = Command::new("sh")
         .args(["-c", script, "sh"])
         .args([dir, jars, log])
-        .arg(std::process::id().to_string())
+        .args([&std::process::id().to_string(), settings])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -310,6 +351,23 @@ group.initial.rebalance.delay.ms=0
 log.cleaner.dedupe.buffer.size=8388608
 num.network.threads=2
 num.io.threads=4
+",
+        dir.join("logs").display()
+    )
+}
+
+/// The controller alone, impatient with brokers that do not answer.
+fn fence_properties(dir: &Path, controller: u16) -> String {
+    format!(
+        "process.roles=controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=CONTROLLER://127.0.0.1:{controller}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT
+log.dirs={}
+broker.session.timeout.ms=500
+broker.heartbeat.interval.ms=200
 ",
         dir.join("logs").display()
     )

@@ -131,9 +131,12 @@ pub(super) async fn settings(inner: &Inner, names: &[&str]) -> Result<Vec<Settin
     let mut settings = Vec::with_capacity(names.len());
     for (name, result) in names.iter().zip(describe(inner, &resources, WHAT).await?) {
         let read = result.map_err(|code| error::from_code(code, WHAT, &codes::NO_ANSWER).at("topic", name))?;
-        if let Some(limit) = limit(&read) {
-            inner.limits.lock().expect("no panic while held").insert((*name).to_owned(), limit);
-        }
+        // The wrapper answers with no settings at all for a topic that does not exist.
+        let Some(limit) = limit(&read) else {
+            let gone = error::from_code(RDKafkaErrorCode::UnknownTopicOrPartition, "there is no such topic", &codes::NO_ANSWER);
+            return Err(gone.at("topic", name));
+        };
+        inner.limits.lock().expect("no panic while held").insert((*name).to_owned(), limit);
         settings.push(read);
     }
     Ok(settings)

@@ -88,6 +88,8 @@ pub(super) fn consumer(config: &ClientConfig) -> Result<OffThread<Consuming>> {
 /// A question about topics and offsets.
 pub(super) struct Probe {
     client: OffThread<Consuming>,
+    /// Is told the end of what is committed, or more exactly of what comes before the first undecided transaction.
+    committed: OffThread<Consuming>,
 }
 
 /// What the cluster says about a topic.
@@ -103,8 +105,9 @@ pub(super) type Brokers = Vec<(i32, String)>;
 
 impl Probe {
     pub(super) fn new(options: &Options) -> Result<Arc<Self>> {
-        // Uncommitted: the end it tells is the end of everything that has been written.
-        Ok(Arc::new(Self { client: consumer(&config::consumer(options, Isolation::Uncommitted)?)? }))
+        let client = consumer(&config::consumer(options, Isolation::Uncommitted)?)?;
+        let committed = consumer(&config::consumer(options, Isolation::Committed)?)?;
+        Ok(Arc::new(Self { client, committed }))
     }
 
     /// A topic, or none if there is no such topic.
@@ -145,10 +148,15 @@ impl Probe {
     pub(super) fn end(&self, topic: &str, partition: u32) -> Result<u64> {
         Ok(watermarks(&self.client, topic, partition)?.1)
     }
+
+    /// First offset and end of what is decided in a partition.
+    pub(super) fn stable(&self, topic: &str, partition: u32) -> Result<(u64, u64)> {
+        watermarks(&self.committed, topic, partition)
+    }
 }
 
 /// First offset and end of a partition; the end is that of the consumer's isolation level.
-pub(super) fn watermarks(client: &Consuming, topic: &str, partition: u32) -> Result<(u64, u64)> {
+fn watermarks(client: &Consuming, topic: &str, partition: u32) -> Result<(u64, u64)> {
     let asked = patiently(client, PATIENCE, "the offsets of a partition cannot be read", |wait| {
         client.fetch_watermarks(topic, partition as i32, wait)
     });

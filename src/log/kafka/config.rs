@@ -41,8 +41,6 @@ pub(super) fn base(options: &Options) -> Result<ClientConfig> {
         ("client.id", "headwater"),
         // A broker that comes back is used again soon.
         ("reconnect.backoff.max.ms", "2000"),
-        // An idle connection that a broker closes is no event.
-        ("log.connection.close", "false"),
         ("enable.ssl.certificate.verification", "true"),
         ("ssl.endpoint.identification.algorithm", "https"),
     ];
@@ -52,6 +50,8 @@ pub(super) fn base(options: &Options) -> Result<ClientConfig> {
         }
     }
     config.set("bootstrap.servers", options.bootstrap_servers.join(","));
+    // A connection that breaks during a commit must be reported (K2); the client leaves idle ones out by itself.
+    config.set("log.connection.close", "true");
     // Topics are created by us, with the settings they need, or not at all.
     config.set("allow.auto.create.topics", "false");
     config.set("socket.timeout.ms", request_timeout_ms(options).to_string());

@@ -58,6 +58,9 @@ fn hint(code: &'static Code) -> &'static str {
             "Lower log.transaction_timeout_seconds, or raise transaction.max.timeout.ms on every broker."
         }
         id if id == codes::TOPIC_VANISHED.id => "Find out who deleted it, then run `headwater restart CONNECTOR`.",
+        id if id == codes::RECORD_TOO_LARGE.id => {
+            "Raise max.message.bytes of the topic; run `headwater explain HW1242` for the command."
+        }
         id if id == shared::UNREACHABLE.id => {
             "Check log.bootstrap_servers, that the brokers run, and that the addresses they advertise can be reached from here."
         }

@@ -16,7 +16,7 @@ pub struct Options {
     pub bootstrap_servers: Vec<String>,
     /// How to connect and log in.
     #[serde(default)]
-    pub security: Security,
+    pub security: Box<Security>,
     /// Replicas of topics that are created; by default what the brokers are set to (`default.replication.factor`).
     #[serde(default)]
     pub replication_factor: Option<i16>,
@@ -179,6 +179,7 @@ const PROMISED: &[&str] = &[
     "enable.partition.eof",
     "group.id",
     "isolation.level",
+    "log.connection.close",
     "max.in.flight",
     "max.in.flight.requests.per.connection",
     "message.max.bytes",
@@ -249,7 +250,7 @@ impl Options {
     }
 
     fn security_faults(&self, fault: &mut impl FnMut(&str, &str, &str)) {
-        let Security { sasl, certificate_file, key_file, .. } = &self.security;
+        let Security { sasl, certificate_file, key_file, .. } = &*self.security;
         let protocol = self.protocol();
         if protocol.has_login() && sasl.is_none() {
             let hint = "Give log.security.sasl, or choose plaintext or ssl.";

@@ -49,9 +49,9 @@ pub(super) async fn last_records(inner: &Arc<Inner>, topic: &str, until: Until) 
         let patience = Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + ABORT_MARGIN;
         let deadline = Instant::now() + patience;
         let consumer = client::consumer(&config::reader(&inner.options, &inner.prefix)?)?;
-        let (first, mut end) = client::watermarks(&consumer, &topic, 0)?;
+        let (first, mut end) = probe.stable(&topic, 0)?;
         if until == Until::TrueEnd {
-            end = wait_for_transactions(&probe, &consumer, &topic, deadline)?;
+            end = wait_for_transactions(&probe, &topic, deadline)?;
         }
         let mut cursor = Cursor::new(consumer, &topic, 0, first)?;
         let mut last = Last::default();
@@ -74,11 +74,11 @@ pub(super) async fn last_records(inner: &Arc<Inner>, topic: &str, until: Until) 
 }
 
 /// Waits until nothing below the end of everything written is undecided, and returns that end.
-fn wait_for_transactions(probe: &Probe, consumer: &Consuming, topic: &str, deadline: Instant) -> Result<u64> {
+fn wait_for_transactions(probe: &Probe, topic: &str, deadline: Instant) -> Result<u64> {
     let end = probe.end(topic, 0)?;
     let mut pause = Duration::from_millis(2);
     loop {
-        let (_, stable) = client::watermarks(consumer, topic, 0)?;
+        let (_, stable) = probe.stable(topic, 0)?;
         if stable >= end {
             return Ok(end);
         }
@@ -118,8 +118,9 @@ impl Last {
 /// Opens a reader.
 pub(super) async fn open(inner: &Arc<Inner>, topic: &str, partition: u32, from: From) -> Result<Box<dyn LogReader>> {
     let (inner, topic) = (Arc::clone(inner), topic.to_owned());
-    let cursor = blocking(move || {
-        let facts = inner.probe()?.topic(&topic)?;
+    let opened = blocking(move || {
+        let probe = inner.probe()?;
+        let facts = probe.topic(&topic)?;
         let partitions = facts.map(|facts| facts.partitions);
         if partitions.is_none_or(|partitions| partition >= partitions) {
             let what = partitions.map_or_else(
@@ -131,7 +132,7 @@ pub(super) async fn open(inner: &Arc<Inner>, topic: &str, partition: u32, from: 
                 .hint("Check the spelling; `headwater plan` lists the topics of every connector."));
         }
         let consumer = client::consumer(&config::reader(&inner.options, &inner.prefix)?)?;
-        let (first, end) = client::watermarks(&consumer, &topic, partition)?;
+        let (first, end) = probe.stable(&topic, partition)?;
         let begin = match from {
             From::Earliest => first,
             From::Latest => end,
@@ -142,13 +143,16 @@ pub(super) async fn open(inner: &Arc<Inner>, topic: &str, partition: u32, from: 
         if let From::Offset(offset) = from {
             cursor.wanted = offset;
         }
-        Ok(cursor)
+        Ok((probe, cursor))
     });
-    Ok(Box::new(KafkaReader { cursor: Arc::new(Mutex::new(cursor.await?)) }))
+    let (probe, cursor) = opened.await?;
+    Ok(Box::new(KafkaReader { probe, cursor: Arc::new(Mutex::new(cursor)) }))
 }
 
 /// A reader of one partition.
 struct KafkaReader {
+    /// Asked for the end. On the reader's own connection the question would wait behind a fetch that waits for records.
+    probe: Arc<Probe>,
     /// Shared with the thread of a call: what that thread fetched stays here if the call is dropped before it ends.
     cursor: Arc<Mutex<Cursor>>,
 }
@@ -159,10 +163,8 @@ impl LogReader for KafkaReader {
         let cursor = Arc::clone(&self.cursor);
         blocking(move || {
             let mut cursor = lock(&cursor);
-            if cursor.buffer.is_empty() {
-                cursor.fill(max, wait)?;
-            }
-            Ok(())
+            let wait = if cursor.buffer.is_empty() { wait } else { Duration::ZERO };
+            cursor.fill(max, wait)
         })
         .await?;
         let mut cursor = lock(&self.cursor);
@@ -171,10 +173,10 @@ impl LogReader for KafkaReader {
     }
 
     async fn at_end(&mut self) -> Result<bool> {
-        let cursor = Arc::clone(&self.cursor);
+        let (probe, cursor) = (Arc::clone(&self.probe), Arc::clone(&self.cursor));
         blocking(move || {
             let mut cursor = lock(&cursor);
-            let (_, end) = client::watermarks(&cursor.consumer, &cursor.topic, cursor.partition)?;
+            let (_, end) = probe.stable(&cursor.topic, cursor.partition)?;
             if cursor.buffer.is_empty() && cursor.next < end {
                 // Only markers of transactions may be left, which move the position when they are taken in.
                 cursor.fill(1, Duration::from_millis(20))?;
@@ -219,10 +221,12 @@ impl Cursor {
         let mut ended = false;
         while self.buffer.len() < max && !ended {
             let wait = if self.buffer.is_empty() { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
-            match self.consumer.poll(wait) {
-                None => break,
-                Some(Ok(message)) => {
-                    let record = stored(&message);
+            let polled = self.consumer.poll(wait).map(|result| result.map(|message| stored(&message)));
+            match polled {
+                // A marker ends a poll that does not wait; behind it there may be more.
+                None if self.buffer.is_empty() || !self.take_in_markers() => break,
+                None => {}
+                Some(Ok(record)) => {
                     self.next = record.offset + 1;
                     if record.offset >= self.wanted {
                         self.buffer.push_back(record);
@@ -237,13 +241,15 @@ impl Cursor {
         Ok(ended)
     }
 
-    /// Markers of transactions move the consumer's position without being returned.
-    fn take_in_markers(&mut self) {
-        let Ok(positions) = self.consumer.position() else { return };
+    /// Markers of transactions move the consumer's position without being returned. True if there were any.
+    fn take_in_markers(&mut self) -> bool {
+        let before = self.next;
+        let Ok(positions) = self.consumer.position() else { return false };
         let found = positions.find_partition(&self.topic, self.partition as i32);
         if let Some(Offset::Offset(position)) = found.map(|element| element.offset()) {
             self.next = self.next.max(position.max(0) as u64);
         }
+        self.next > before
     }
 
     fn failed(&self, cause: &KafkaError) -> Error {

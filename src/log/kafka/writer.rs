@@ -31,6 +31,9 @@ const INIT_MARGIN: Duration = Duration::from_secs(30);
 /// One look at whether everything sent has been answered.
 const FLUSH: Duration = Duration::from_millis(20);
 
+/// One look at whether the commit has been answered.
+const COMMIT: Duration = Duration::from_millis(500);
+
 /// How long an abort may take; it is a courtesy to readers, who else wait until the transaction times out.
 const ABORT: Duration = Duration::from_secs(5);
 
@@ -221,7 +224,9 @@ fn first_too_large<'a>(transaction: &'a Transaction, limits: &[u64]) -> Option<(
 /// Sends and commits; blocks. `Ok` means durable and visible, perhaps with a doubt about what is still on its way.
 fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow: Duration) -> Result<Option<Doubt>> {
     let deadline = Instant::now() + timeout;
-    let errors = client.client().context().network_errors();
+    let watch = client.client().context();
+    watch.forget();
+    let errors = watch.network_errors();
     client.begin_transaction().map_err(|cause| failed(client, &cause))?;
     for record in transaction.records() {
         send(client, transaction, record, deadline)?;
@@ -232,12 +237,19 @@ fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow
     // The client counts a record as answered only after its report has been handed over, so nothing is missed here.
     still_good(client, deadline)?;
     let began = Instant::now();
-    client.commit_transaction(deadline.saturating_duration_since(began)).map_err(|cause| failed(client, &cause))?;
+    // The call goes on in the background when its time is up, and the next one joins it.
+    while let Err(cause) = client.commit_transaction(COMMIT) {
+        let waits = error::code_of(&cause).is_some_and(|code| code == RDKafkaErrorCode::OperationTimedOut);
+        if !waits {
+            return Err(failed(client, &cause));
+        }
+        still_good(client, deadline)?;
+    }
     let took = began.elapsed();
     if took > slow {
         return Ok(Some(Doubt::Slow(took)));
     }
-    let disturbed = client.client().context().network_errors() != errors;
+    let disturbed = watch.network_errors() != errors;
     Ok(disturbed.then_some(Doubt::Disturbed))
 }
 
@@ -273,11 +285,19 @@ fn send(client: &Client, transaction: &Transaction, record: &Record, deadline: I
     }
 }
 
-/// Fails if a record was not delivered, or if the time is up.
+/// Fails if a record was not delivered, if no broker is left, or if the time is up.
 fn still_good(client: &Client, deadline: Instant) -> Result<()> {
-    if let Some((code, topic)) = client.client().context().undelivered() {
+    let watch = client.client().context();
+    if let Some((code, topic)) = watch.undelivered() {
         let cause = KafkaError::MessageProduction(code);
         return Err(failed(client, &cause).at("topic", topic));
+    }
+    if watch.all_down() {
+        // Even if the client got through in the end, the writer would have to be replaced (K2): there is nothing to wait for.
+        let reason = watch.last().map_or_else(String::new, |(_, reason)| reason);
+        return Err(
+            Error::new(&log::COMMIT_IN_DOUBT, "the connection to all brokers broke during a transaction").caused_by(reason)
+        );
     }
     if Instant::now() >= deadline {
         return Err(failed(client, &KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
