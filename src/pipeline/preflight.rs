@@ -117,7 +117,7 @@ async fn plan_source(plan: &Plan, source: &SourcePlan, log: &SharedLog, planned:
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let states = log.topics(&names).await?;
     planned.topics.extend(specs.iter().zip(states).map(|(spec, state)| planned_topic(spec, state, log.default_partitions())));
-    let checkpoint = Checkpoint::decode(&internal.checkpoint, &log.last_records(&internal.checkpoint).await?)?;
+    let checkpoint = Checkpoint::decode(&internal.checkpoint, &log.peek_records(&internal.checkpoint).await?)?;
     let resumes_at = checkpoint.and_then(|checkpoint| checkpoint.position.position).map(|position| position.to_string());
     let fresh = resumes_at.is_none();
     planned.connectors.push(PlannedConnector {

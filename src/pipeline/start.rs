@@ -130,7 +130,8 @@ fn counts(out: &Transaction) -> BTreeMap<String, BTreeMap<u32, u64>> {
 pub async fn start(ingest: &Ingest) -> Result<Started> {
     let internal = InternalTopics::new(&ingest.prefix, &ingest.name);
     // A foreign identity or a rival is found before anybody is fenced (step 2).
-    if let Some(checkpoint) = read_checkpoint(ingest, &internal).await? {
+    let peeked = ingest.log.peek_records(&internal.checkpoint).await?;
+    if let Some(checkpoint) = Checkpoint::decode(&internal.checkpoint, &peeked)? {
         ingest.refuse_rival(&checkpoint)?;
         if let Some(identity) = &checkpoint.position.identity {
             ingest.connector.verify(identity).await?;
@@ -142,7 +143,8 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
 
     let mut writer = ingest.log.open_writer(&ingest.name).await.map_err(in_doubt)?;
     // Only now is the checkpoint the truth: nobody else can write it any more.
-    let checkpoint = read_checkpoint(ingest, &internal).await?;
+    let records = ingest.log.last_records(&internal.checkpoint).await?;
+    let checkpoint = Checkpoint::decode(&internal.checkpoint, &records)?;
     let mut progress = match &checkpoint {
         Some(checkpoint) => Progress::resume(checkpoint, ingest.writer, internal.clone()),
         None => Progress::fresh(ingest.writer, internal.clone()),
@@ -205,11 +207,6 @@ pub fn in_doubt(error: Error) -> Error {
     Error::new(&log_codes::COMMIT_IN_DOUBT, "the log refused this writer")
         .hint("Wait: headwater reads the checkpoint to learn whether another instance took over.")
         .caused_by(error)
-}
-
-async fn read_checkpoint(ingest: &Ingest, internal: &InternalTopics) -> Result<Option<Checkpoint>> {
-    let records = ingest.log.last_records(&internal.checkpoint).await?;
-    Checkpoint::decode(&internal.checkpoint, &records)
 }
 
 /// The routes of the tables that are there now.
