@@ -46,11 +46,13 @@ impl Home {
 
     /// The usual connector `shop` over these tables; `more` holds further lines, indented as they stand in the file.
     pub fn shop(&self, url: &str, tables: &str, more: &str) {
+        // Slots belong to the whole server: tests that share one need names of their own, and each has a database of its own.
+        let database: String = url.rsplit('/').next().unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
         self.write(
             "connectors/shop.yaml",
             &format!(
                 "connectors:\n  shop:\n    source:\n      kind: postgres\n      url: {url}\n      \
-                 password: {{ env: {PASSWORD_VARIABLE} }}\n      tables: [ {tables} ]\n{more}"
+                 password: {{ env: {PASSWORD_VARIABLE} }}\n      tables: [ {tables} ]\n      slot: headwater_{database}\n{more}"
             ),
         );
     }
