@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod checker;
+mod ingest;
 mod kill;
 mod support;
 mod tidy;

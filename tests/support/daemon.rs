@@ -69,11 +69,6 @@ impl Home {
         self.dir.path().join(name)
     }
 
-    /// The directory.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// Sets a variable for every command.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
