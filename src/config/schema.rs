@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::raw;
 use crate::log::{embedded, kafka};
 
-/// Options whose value is a path that is relative to the file that says it. Connectors and logs may mark others with
+/// Options whose value is a path that is relative to the file that says it. Connectors and logs mark theirs with
 /// `#[schemars(extend("x-path" = true))]`.
 const PATH_MARK: &str = "x-path";
 
@@ -22,11 +22,6 @@ pub fn whole(kinds: &[&dyn ConnectorKind]) -> Json {
     ];
     let logs = logs.map(|(name, summary, options)| {
         let mut variant = part(options, &format!("log_{name}_"), &mut definitions);
-        if name == "embedded"
-            && let Some(path) = variant.pointer_mut("/properties/path").and_then(Json::as_object_mut)
-        {
-            path.insert(PATH_MARK.to_owned(), true.into());
-        }
         if let (Some(own), Some(common)) = (variant["properties"].as_object_mut(), common["properties"].as_object()) {
             own.extend(common.clone());
         }

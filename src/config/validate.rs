@@ -45,6 +45,10 @@ impl<'a> Validator<'a> {
         }
         let variants = alternatives(self.root, schema);
         match variants.as_slice() {
+            // With one kind compiled in, `kind` is still what a reader must be told about first.
+            [_] if schema.get("oneOf").is_some() && tag(self.root, &variants) == Some("kind") => {
+                self.tagged(node, &variants, "kind", path);
+            }
             [one] => self.plain(node, one, path),
             // An enum whose variants have descriptions is one choice among words.
             all if words(all).is_some() => self.word(node, all, path),
@@ -278,7 +282,7 @@ impl<'a> Validator<'a> {
 pub fn relocate(error: &Error, place: &Place, option: &str) -> Error {
     let mut located = place.mark(Error::new(error.code(), error.what())).at("option", option);
     for (label, value) in error.place() {
-        let label = if *label == "file" { "names the file" } else { label };
+        let label = if *label == "file" { "refers to" } else { label };
         located = located.at(label, value);
     }
     located.hint(error.hint_text())
