@@ -124,10 +124,14 @@ pub(super) fn log(root: &Node, faults: &mut Vec<Error>) -> Option<(LogPlan, Stri
         _ => return None,
     };
     let prefix = match node.get("prefix").filter(|node| !matches!(node.tree, Tree::Null)) {
-        Some(prefix) => {
-            faults.extend(rules::prefix(prefix));
-            prefix.text().unwrap_or_default().to_owned()
-        }
+        Some(prefix) => match rules::prefix(prefix) {
+            None => prefix.text().unwrap_or_default().to_owned(),
+            // The names that begin with it must not be blamed for it.
+            Some(fault) => {
+                faults.push(fault);
+                raw::Log::default().prefix
+            }
+        },
         None => raw::Log::default().prefix,
     };
     match plan {
@@ -193,6 +197,9 @@ impl Reader<'_> {
         // A name that is not allowed must not be blamed again in every topic.
         let name = if misnamed.is_some() { "x" } else { entry.key.as_str() };
         faults.extend(misnamed);
+        if broken.contains(&path) {
+            return None;
+        }
         faults.extend(rules::source_or_sink(entry, &path));
         let readable = sound(&entry.value, &path, &broken);
         let connector = typed::read::<raw::Connector>(&readable, &["source", "sink"]);

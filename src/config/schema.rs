@@ -127,6 +127,11 @@ pub fn is_secret(schema: &Json) -> bool {
     schema.get("x-secret").is_some()
 }
 
+/// Whether a secret may stand here, perhaps as one of several things.
+pub fn takes_secret(root: &Json, schema: &Json) -> bool {
+    alternatives(root, schema).into_iter().any(is_secret)
+}
+
 /// Follows `$ref`. What stands beside a reference (a description, a mark) is not needed by those who ask.
 pub fn resolve<'a>(root: &'a Json, mut schema: &'a Json) -> &'a Json {
     // A schema that refers to itself would never end; none of ours is nested that deep.
