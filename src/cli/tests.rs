@@ -247,11 +247,25 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+const KINDS: &[(Kind, &str)] = &[
+    (Kind::Retry, "a server is away or busy: `run` tries again for ever, a command that runs once gives up"),
+    (Kind::Config, "what the files or the command line say must change"),
+    (Kind::Environment, "a privilege, setting, port, directory or server must change"),
+    (Kind::Data, "a row cannot be keyed or represented: stop, or write it to the dead-letter topic"),
+    (Kind::Lost, "history that is needed is gone: stop; nothing is guessed"),
+    (Kind::Fenced, "another instance took over: stop, and do not restart"),
+    (Kind::Bug, "an invariant broke: stop this connector, keep the others"),
+];
+
 fn codes_page() -> String {
     let mut page = String::from(
-        "# Error codes\n\n<!-- Generated from the codes by a test. -->\n\n`headwater explain CODE` prints the page of a code. \
-         What each kind means is in\n[operating](../operating.md).\n\n| Code | Kind | What |\n|---|---|---|\n",
+        "# Error codes\n\n<!-- Generated from the codes by a test. -->\n\n`headwater explain CODE` prints the page of a code.\n\n\
+         | Kind | Means | Exit code |\n|---|---|---|\n",
     );
+    for (kind, meaning) in KINDS {
+        page.push_str(&format!("| {} | {meaning} | {} |\n", kind.name(), exit::of(*kind)));
+    }
+    page.push_str("\n| Code | Kind | What |\n|---|---|---|\n");
     let pages = pages();
     for Code { id, kind, title, .. } in explain::all() {
         page.push_str(&format!("| [{id}](../../{}) | {} | {title} |\n", pages[*id].display(), kind.name()));

@@ -108,7 +108,21 @@ impl<'a> Setter<'a> {
             entries.push(Entry { key, place: self.place.clone(), value: Node::empty_map(self.place.clone()) });
             entries.len() - 1
         });
-        self.set(&mut entries[index].value, inner, rest)
+        self.set(&mut entries[index].value, inner, rest)?;
+        if key_is_tag(&entries[index].key, rest) {
+            self.forget_others(node, schema);
+        }
+        Ok(())
+    }
+
+    /// With another kind than the files have, their options for the old one do not apply. What no kind knows stays, as a fault.
+    fn forget_others(&self, node: &mut Node, schema: &'a Json) {
+        let chosen = self.variants(node, schema);
+        let [chosen] = chosen.as_slice() else { return };
+        let all = alternatives(self.schema, schema);
+        let known = |variant: &Json, key: &str| variant["properties"].get(key).is_some();
+        let Some(entries) = node.entries_mut() else { return };
+        entries.retain(|entry| known(chosen, &entry.key) || !all.iter().any(|variant| known(variant, &entry.key)));
     }
 
     fn set_secret(&self, node: &mut Node, level: &str, rest: &[&str]) -> Result<(), Unknown> {
@@ -165,6 +179,10 @@ impl<'a> Setter<'a> {
         });
         Node { place: self.place.clone(), tree: Tree::List(items.collect()) }
     }
+}
+
+fn key_is_tag(key: &str, rest: &[&str]) -> bool {
+    key == "kind" && rest.is_empty()
 }
 
 /// Names in variables cannot hold `-` and `.`, and their case is lost.

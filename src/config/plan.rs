@@ -224,7 +224,7 @@ impl Reader<'_> {
                     // Without what is broken the whole may not be readable; that would be an echo.
                     inner.retain(|fault| !fault.path.is_empty());
                 }
-                faults.extend(inner.iter().map(|fault| option_fault(fault, &entry.value.nearest("source"), &source_path)));
+                faults.extend(inner.iter().map(|fault| option_fault(fault, entry.value.nearest("source"), &source_path)));
                 None
             }
             Ok(built) => Some(SourcePlan {

@@ -105,7 +105,8 @@ fn is_empty(default: &Json) -> bool {
 fn describe(root: &Json, schema: &Json, text: &str) -> String {
     let mut text = text.replace("\n\n", "\u{1}").replace('\n', " ").replace('\u{1}', "\n");
     let variants = alternatives(root, schema);
-    if words(&variants).is_some() {
+    // A single word is a tag, whose description is this text already.
+    if variants.len() > 1 && words(&variants).is_some() {
         for variant in variants {
             if let (Some(word), Some(about)) = (variant["const"].as_str(), variant["description"].as_str()) {
                 let about = about.replace('\n', " ");

@@ -48,6 +48,16 @@ fn a_kind_and_its_options_can_come_from_the_environment_alone() {
 }
 
 #[test]
+fn another_kind_forgets_the_options_of_the_one_in_the_files() {
+    let files = Files::new(&format!("log: {{ kind: embedded, path: d, prefix: p }}\n{}", shop_with("")));
+    let env = [("HEADWATER_LOG__KIND", "kafka"), ("HEADWATER_LOG__BOOTSTRAP_SERVERS", "two:9092")];
+    assert_eq!(kafka(&files, &env).bootstrap_servers, ["two:9092"]);
+    assert_eq!(files.plan(&env).prefix, "p");
+    let files = Files::new(&format!("log: {{ kind: embedded, pth: d }}\n{}", shop_with("")));
+    assert!(files.faults(&env)[0].starts_with("HW1002 headwater.yaml:1:24 log.pth: unknown option pth"));
+}
+
+#[test]
 fn a_whole_connector_can_come_from_the_environment() {
     let files = Files::new("");
     let env = [

@@ -303,7 +303,7 @@ fn all_faults_of_all_files_come_at_once_in_the_order_of_the_files() {
         "connectors:\n  One:\n    source:\n      kind: postgres\n      url: mysql://u@h/d\n      tables: orders\n      on_truncate: no\n    events: { topic: \"{x\" }\n",
     )
     .with("c/two.yaml", "connectors: {\n")
-    .with("c/three.yaml", &format!("connectors:\n  shop: {{}}\n  three: {{ source: {{ kind: unheard }} }}\n"));
+    .with("c/three.yaml", "connectors:\n  shop: {}\n  three: { source: { kind: unheard } }\n");
     let found = files.faults(&[]);
     let heads: Vec<&str> = found.iter().map(|fault| fault.split(": ").next().unwrap()).collect();
     assert_eq!(

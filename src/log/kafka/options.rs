@@ -19,6 +19,7 @@ pub struct Options {
     pub security: Security,
     /// Replicas of topics that are created; by default what the brokers are set to (`default.replication.factor`).
     #[serde(default)]
+    #[schemars(range(min = 1, max = 32767))]
     pub replication_factor: Option<i16>,
     /// How long the brokers wait for a transaction of a process that is gone before they abort it, in seconds; readers
     /// cannot pass an open transaction. At most what the brokers allow (`transaction.max.timeout.ms`, by default 900).

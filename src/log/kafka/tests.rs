@@ -248,7 +248,7 @@ async fn topics_are_created_as_needed_and_verified() {
     let events = TopicSpec { name: unique("events"), partitions: None, cleanup: Cleanup::Compact };
     let dead = TopicSpec { name: unique("dead"), partitions: Some(2), cleanup: Cleanup::Delete };
     let specs = [checkpoint.clone(), events.clone(), dead.clone()];
-    assert_eq!(log.topics(&[events.name.clone()]).await.unwrap(), [None]);
+    assert_eq!(log.topics(std::slice::from_ref(&events.name)).await.unwrap(), [None]);
     let states = log.ensure_topics(&specs).await.unwrap();
     assert_eq!(states.iter().map(|state| state.partitions).collect::<Vec<_>>(), [1, log.default_partitions(), 2]);
     assert_eq!(log.ensure_topics(&specs).await.unwrap(), states, "what exists is adopted");
