@@ -285,7 +285,8 @@ impl<'a> Validator<'a> {
 
     fn absolute(&self, place: &Place, text: &str) -> String {
         let base = place.file().map_or(Some(self.base), Path::parent).unwrap_or(Path::new(""));
-        let path: PathBuf = base.join(text);
+        // `./` in the middle of a path says nothing; `..` stays, because links may stand before it.
+        let path: PathBuf = base.join(text).components().collect();
         path.to_string_lossy().into_owned()
     }
 }

@@ -126,7 +126,7 @@ fn paths_are_relative_to_the_file_that_says_them() {
     assert_eq!(security.ca_file.unwrap(), files.path("etc/other.pem"));
     assert_eq!(security.certificate_file.unwrap().to_str(), Some("/etc/c.pem"));
     assert_eq!(security.key_file.unwrap(), files.path("etc/../k.pem"));
-    let files = Files::empty().with("etc/headwater.yaml", &format!("log: {{ kind: embedded, path: d }}\n{}", shop_with("")));
+    let files = Files::empty().with("etc/headwater.yaml", &format!("log: {{ kind: embedded, path: ./d }}\n{}", shop_with("")));
     let Ok(plan) = files.load_file("etc/headwater.yaml", &[]) else { panic!() };
     let LogPlan::Embedded(options) = plan.log else { panic!("kafka") };
     assert_eq!(options.path, files.path("etc/d"));
