@@ -1,6 +1,8 @@
 //! The black-box tests: one binary, one module per promise, real servers and the real daemon.
 
+mod bad_input;
 mod checker;
+mod ingest;
 mod kill;
 mod support;
 mod tidy;

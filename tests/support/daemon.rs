@@ -46,11 +46,13 @@ impl Home {
 
     /// The usual connector `shop` over these tables; `more` holds further lines, indented as they stand in the file.
     pub fn shop(&self, url: &str, tables: &str, more: &str) {
+        // Slots belong to the whole server: tests that share one need names of their own, and each has a database of its own.
+        let database: String = url.rsplit('/').next().unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
         self.write(
             "connectors/shop.yaml",
             &format!(
                 "connectors:\n  shop:\n    source:\n      kind: postgres\n      url: {url}\n      \
-                 password: {{ env: {PASSWORD_VARIABLE} }}\n      tables: [ {tables} ]\n{more}"
+                 password: {{ env: {PASSWORD_VARIABLE} }}\n      tables: [ {tables} ]\n      slot: headwater_{database}\n{more}"
             ),
         );
     }
@@ -65,11 +67,6 @@ impl Home {
     /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
-    }
-
-    /// The directory.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// Sets a variable for every command.

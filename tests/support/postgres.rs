@@ -125,7 +125,7 @@ impl Postgres {
         let mut text = fs::read_to_string(&config).expect("postgresql.conf");
         text.push_str(&format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = ''\nwal_level = logical\nfsync = off\n\
-             max_wal_senders = 20\nmax_replication_slots = 20\npassword_encryption = 'scram-sha-256'\nlog_line_prefix = '%t %p %d '\n\
+             max_wal_senders = 100\nmax_replication_slots = 200\npassword_encryption = 'scram-sha-256'\nlog_line_prefix = '%t %p %d '\n\
              deadlock_timeout = '50ms'\nshared_buffers = '64MB'\n{}\n",
             self.port,
             settings.join("\n")

@@ -242,6 +242,10 @@ pub(super) fn open_for_reading(files: &Files) -> Result<ReadConnection> {
     match database.try_exists() {
         Ok(true) => {}
         Ok(false) => return Err(missing(files)),
+        // Part of the path is a file: no other user could read there either, and `run` will say the same.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(not_writable(&files.dir, "the log's directory cannot be created", error));
+        }
         Err(error) => return Err(unreadable(&database).caused_by(error)),
     }
     // Readers of a write-ahead log share an index file that they also write, so a plain open is the normal case, even
