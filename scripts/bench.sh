@@ -29,16 +29,17 @@ headwater=$PWD/target/release/headwater
 
 # PostgreSQL refuses to run as root.
 as_server() { if [ "$(id -u)" = 0 ]; then (cd "$work" && setpriv --reuid=postgres --regid=postgres --clear-groups "$@"); else "$@"; fi; }
-sql() { "$bin/psql" -XqAt -h "$work/pg" -p 5432 -U postgres -d postgres -v ON_ERROR_STOP=1 "$@"; }
+sql() { "$bin/psql" -XqAt -h 127.0.0.1 -p "$pg_port" -U postgres -d postgres -v ON_ERROR_STOP=1 "$@"; }
 free_port() { local port; while :; do port=$((20000 + RANDOM % 20000)); (exec 3<> /dev/tcp/127.0.0.1/$port) 2> /dev/null || { echo $port; return; }; done; }
 now_ms() { date +%s%3N; }
 
 start_postgres() {
+    pg_port=$(free_port)
     mkdir "$work/pg"
     [ "$(id -u)" != 0 ] || chown postgres "$work/pg"
     as_server "$bin/initdb" -D "$work/pg/data" -U postgres -A trust -E UTF8 --locale=C --no-sync > /dev/null
-    settings="port = 5432
-listen_addresses = ''
+    settings="port = $pg_port
+listen_addresses = '127.0.0.1'
 unix_socket_directories = '$work/pg'
 wal_level = logical
 max_wal_size = 16GB
@@ -100,7 +101,7 @@ P
 
 drain_recv() {
     local began=$(now_ms)
-    "$bin/pg_recvlogical" -h "$work/pg" -p 5432 -U postgres -d postgres -S "recv_$1" --start -o proto_version=1 \
+    "$bin/pg_recvlogical" -h 127.0.0.1 -p "$pg_port" -U postgres -d postgres -S "recv_$1" --start -o proto_version=1 \
         -o publication_names=bench --endpos="$end" -F 0 -f /dev/null
     echo $(($(now_ms) - began))
 }
@@ -116,7 +117,7 @@ log: $where
 http: { listen: 127.0.0.1:$port }
 connectors:
   $name:
-    source: { kind: postgres, url: "postgres://postgres@/postgres?host=$work/pg", tables: [public.bench],
+    source: { kind: postgres, url: "postgres://postgres@127.0.0.1:$pg_port/postgres", tables: [public.bench],
               slot: ${log}_$round, publication: bench }
 Y
     local began=$(now_ms) status

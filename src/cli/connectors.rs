@@ -38,12 +38,18 @@ pub fn print(kinds: &[&'static dyn ConnectorKind], wanted: Option<&str>, output:
     match output.format {
         Format::Json => {
             let mut document = describe(kind);
-            document["source"] = json!({ "options": reference::source_options(kind) });
+            document["source"] = json!({ "options": plain(reference::source_options(kind)) });
             output.document(&document)?;
         }
         Format::Text => text(kind, output)?,
     }
     Ok(exit::OK)
+}
+
+/// Without the marks of Markdown, which mean nothing to a program.
+fn plain(rows: Option<Vec<reference::OptionRow>>) -> Option<Vec<reference::OptionRow>> {
+    let rows = rows?.into_iter().map(|row| reference::OptionRow { r#type: row.r#type.replace('`', ""), ..row });
+    Some(rows.collect())
 }
 
 fn list(kinds: &[&'static dyn ConnectorKind], output: &mut Output) -> Outcome {

@@ -47,7 +47,7 @@ impl Paint {
 
     /// The text in a style.
     pub fn styled(self, text: &str, style: Style) -> String {
-        if self.on { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        if self.on && !text.is_empty() { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
     /// The text in a colour.

@@ -50,8 +50,8 @@ fn text(planned: &Planned, output: &mut Output) -> std::io::Result<()> {
             None => "  first start: begins with the changes after it; rows that exist already are not read".to_owned(),
         })?;
         for action in actions {
-            let color = if action.verb == "keep" { AnsiColor::White } else { AnsiColor::Green };
-            output.line(&format!("  {} {} {}", paint.colored(action.verb, color), action.object, action.name))?;
+            let verb = if action.verb == "keep" { action.verb.to_owned() } else { paint.colored(action.verb, AnsiColor::Green) };
+            output.line(&format!("  {verb} {} {}", action.object, action.name))?;
             for line in action.detail.lines() {
                 output.line(&format!("      {}", paint.dim(line)))?;
             }

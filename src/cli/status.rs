@@ -63,13 +63,21 @@ fn ask(address: SocketAddr) -> Result<String, Error> {
     let agent: ureq::Agent =
         ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build().into();
     let mut answer = agent.get(format!("http://{address}/v1/status")).call().map_err(|error| {
-        let error = Error::new(&codes::NO_DAEMON, "no daemon answers").at("address", address).caused_by(error);
+        let error = Error::new(&codes::NO_DAEMON, "no daemon answers").at("address", address).caused_by(plainly(error));
         error.hint("Start it with `headwater run`, or name its config file with -c.")
     })?;
     if answer.status() != 200 {
         return Err(bad_answer(address, format!("the answer is HTTP {}", answer.status().as_u16())));
     }
     answer.body_mut().read_to_string().map_err(|error| bad_answer(address, "the answer cannot be read").caused_by(error))
+}
+
+/// Without the client's own prefix, which says nothing to an operator.
+fn plainly(error: ureq::Error) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {
+        ureq::Error::Io(error) => error.into(),
+        other => other.into(),
+    }
 }
 
 fn bad_answer(address: SocketAddr, what: impl Into<String>) -> Error {

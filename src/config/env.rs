@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use super::{
     closest::closest,
     codes,
-    schema::{accepts, alternatives, is_secret, resolve, tag, variant, words},
+    schema::{accepts, alternatives, resolve, tag, takes_secret, variant, words},
     tree::{Entry, Node, Place, Tree},
 };
 
@@ -54,7 +54,10 @@ pub fn overrides(env: impl Iterator<Item = (String, String)>) -> Vec<Override> {
 pub fn apply(root: &mut Node, schema: &Json, variable: &Override) -> Result<(), Error> {
     let place = Place::Variable(Arc::from(variable.name.as_str()));
     let levels: Vec<&str> = variable.path.iter().map(String::as_str).collect();
-    Setter { schema, place: &place, value: &variable.value }.set(root, schema, &levels).map_err(|(level, close)| {
+    // A variable that names no option leaves nothing behind.
+    let mut trial = root.clone();
+    let set = Setter { schema, place: &place, value: &variable.value }.set(&mut trial, schema, &levels);
+    set.map(|()| *root = trial).map_err(|(level, close)| {
         let error = Error::new(&codes::UNKNOWN_VARIABLE, format!("no option {level:?} is known at this place"));
         let hint = match close {
             Some(close) => format!("Did you mean {}? Rename the variable.", close.to_uppercase()),
@@ -78,7 +81,7 @@ impl<'a> Setter<'a> {
             *node = self.typed(schema);
             return Ok(());
         };
-        if is_secret(resolve(self.schema, schema)) {
+        if takes_secret(self.schema, schema) {
             return self.set_secret(node, level, rest);
         }
         let variants = self.variants(node, schema);
@@ -105,7 +108,21 @@ impl<'a> Setter<'a> {
             entries.push(Entry { key, place: self.place.clone(), value: Node::empty_map(self.place.clone()) });
             entries.len() - 1
         });
-        self.set(&mut entries[index].value, inner, rest)
+        self.set(&mut entries[index].value, inner, rest)?;
+        if key_is_tag(&entries[index].key, rest) {
+            self.forget_others(node, schema);
+        }
+        Ok(())
+    }
+
+    /// With another kind than the files have, their options for the old one do not apply. What no kind knows stays, as a fault.
+    fn forget_others(&self, node: &mut Node, schema: &'a Json) {
+        let chosen = self.variants(node, schema);
+        let [chosen] = chosen.as_slice() else { return };
+        let all = alternatives(self.schema, schema);
+        let known = |variant: &Json, key: &str| variant["properties"].get(key).is_some();
+        let Some(entries) = node.entries_mut() else { return };
+        entries.retain(|entry| known(chosen, &entry.key) || !all.iter().any(|variant| known(variant, &entry.key)));
     }
 
     fn set_secret(&self, node: &mut Node, level: &str, rest: &[&str]) -> Result<(), Unknown> {
@@ -133,7 +150,7 @@ impl<'a> Setter<'a> {
         let schema = resolve(self.schema, schema);
         let text = || Node { place: self.place.clone(), tree: Tree::Text(self.value.to_owned()) };
         let variants = alternatives(self.schema, schema);
-        if is_secret(schema) || words(&variants).is_some() {
+        if takes_secret(self.schema, schema) || words(&variants).is_some() {
             return text();
         }
         let takes = |kind: &str| variants.iter().find(|variant| variant.get("type").is_some() && accepts(variant, kind));
@@ -162,6 +179,10 @@ impl<'a> Setter<'a> {
         });
         Node { place: self.place.clone(), tree: Tree::List(items.collect()) }
     }
+}
+
+fn key_is_tag(key: &str, rest: &[&str]) -> bool {
+    key == "kind" && rest.is_empty()
 }
 
 /// Names in variables cannot hold `-` and `.`, and their case is lost.

@@ -50,21 +50,36 @@ pub fn load_with(
 ) -> Result<Plan, Vec<Error>> {
     let mut loaded = tree(kinds, main, env, Scope::All)?;
     let plan = plan::plan(kinds, main, &loaded.root, &mut loaded.faults, loaded.warnings);
-    if loaded.faults.is_empty() { plan.ok_or_else(Vec::new) } else { Err(loaded.faults) }
+    if loaded.faults.is_empty() { plan.ok_or_else(Vec::new) } else { Err(in_order(loaded.faults, main)) }
+}
+
+/// Faults in the order of the files, the main one first, so that whoever mends them goes through each file once.
+/// What stands in no file comes last.
+fn in_order(mut faults: Vec<Error>, main: &Path) -> Vec<Error> {
+    let main = main.to_string_lossy();
+    faults.sort_by_cached_key(|fault| {
+        let place = fault.place().iter().find(|(label, _)| *label == "file").map(|(_, value)| value.as_str());
+        let mut parts = place.unwrap_or_default().rsplitn(3, ':');
+        let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok()).unwrap_or_default();
+        let (column, line) = (number(), number());
+        let file = parts.next().unwrap_or_default().to_owned();
+        (place.is_none(), file != main, file, line, column)
+    });
+    faults
 }
 
 /// Reads only where topics live and `log.prefix`.
 pub fn load_log(main: &Path, env: impl Iterator<Item = (String, String)>) -> Result<(LogPlan, String), Vec<Error>> {
     let mut loaded = tree(CONNECTORS, main, env, Scope::Log)?;
     let log = plan::log(&loaded.root, &mut loaded.faults);
-    log.filter(|_| loaded.faults.is_empty()).ok_or(loaded.faults)
+    log.filter(|_| loaded.faults.is_empty()).ok_or_else(|| in_order(loaded.faults, main))
 }
 
 /// Reads only where the daemon listens; none if HTTP is off.
 pub fn load_http(main: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Option<std::net::SocketAddr>, Vec<Error>> {
     let mut loaded = tree(CONNECTORS, main, env, Scope::Http)?;
     let listen = plan::listen(&loaded.root, &mut loaded.faults);
-    if loaded.faults.is_empty() { Ok(listen) } else { Err(loaded.faults) }
+    if loaded.faults.is_empty() { Ok(listen) } else { Err(in_order(loaded.faults, main)) }
 }
 
 struct Loaded {
@@ -83,7 +98,8 @@ fn tree(
     let whole = schema::whole(kinds);
     let base = main.parent().unwrap_or(Path::new("")).to_owned();
     let mut faults = Vec::new();
-    let Some(mut root) = read(main, &mut faults) else { return Err(faults) };
+    let hint = "Name the main config file with -c FILE, and make sure that this user may read it.";
+    let Some(mut root) = read(main, hint, &mut faults) else { return Err(faults) };
     let overrides = env::overrides(env);
     let set = |root: &mut Node, faults: &mut Vec<Error>, wanted: &dyn Fn(&env::Override) -> bool| {
         for variable in overrides.iter().filter(|variable| wanted(variable)) {
@@ -113,10 +129,9 @@ fn tree(
     Ok(Loaded { warnings: validator.warnings, root, faults })
 }
 
-fn read(path: &Path, faults: &mut Vec<Error>) -> Option<Node> {
+fn read(path: &Path, hint: &str, faults: &mut Vec<Error>) -> Option<Node> {
     let file: Arc<Path> = Arc::from(path);
     let unreadable = |error: std::io::Error| {
-        let hint = "Name the main config file with -c FILE, and make sure that this user may read it.";
         Error::new(&codes::FILE_UNREADABLE, "config file cannot be read").at("file", path.display()).hint(hint).caused_by(error)
     };
     match std::fs::read_to_string(path) {
@@ -180,7 +195,8 @@ fn same_file(path: &Path) -> PathBuf {
 }
 
 fn add(file: &Path, root: &mut Node, faults: &mut Vec<Error>) {
-    let Some(node) = read(file, faults) else { return };
+    let hint = "Make sure that this user may read it and that it is text in UTF-8, or narrow `include` in the main config file.";
+    let Some(node) = read(file, hint, faults) else { return };
     let Tree::Map(entries) = node.tree else { return };
     for entry in entries {
         if entry.key != "connectors" {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ffi::OsStr, fmt, path::Path, sync::Arc};
 use headwater_connector::Error;
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, MapAccess, SeqAccess, Visitor},
+    de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Number;
 use serde_saphyr::{DuplicateKeyPolicy, Spanned, options::NonFiniteFloatPolicy};
@@ -106,14 +106,28 @@ fn parse_yaml(file: &Arc<Path>, text: &str) -> Result<Node, Vec<Error>> {
     }
 }
 
-/// The parser's words up to where it may begin to quote the file, which may hold a secret.
+/// The parser's words up to where it may begin to quote the file, which may hold a secret. One or two characters of
+/// punctuation in quotes are no secret, and without them the message would be a riddle.
 fn yaml_message(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let text = text.lines().next().unwrap_or_default();
-    let end = text.find([':', '`', '"', '\'']).unwrap_or(text.len());
-    let end = text.find(" at line").map_or(end, |at| at.min(end));
-    let text = text[..end].trim();
-    if text.is_empty() { "this is not YAML".to_owned() } else { text.to_owned() }
+    let text = &text[..text.find(" at line").unwrap_or(text.len())];
+    let mut kept = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find([':', ';', '`', '"', '\'']) {
+        kept.push_str(&rest[..at]);
+        let quote = rest[at..].chars().next().unwrap_or_default();
+        let quoted = rest[at + 1..].split_once(quote).filter(|_| !matches!(quote, ':' | ';'));
+        let Some((inner, after)) = quoted.filter(|(inner, _)| inner.len() <= 2 && !inner.contains(char::is_alphanumeric)) else {
+            rest = "";
+            break;
+        };
+        kept.push_str(&format!("{quote}{inner}{quote}"));
+        rest = after;
+    }
+    kept.push_str(rest);
+    let kept = kept.trim();
+    if kept.is_empty() { "this is not YAML".to_owned() } else { kept.to_owned() }
 }
 
 fn located(node: Spanned<Yaml>, file: &Arc<Path>) -> Node {
@@ -214,7 +228,7 @@ impl<'de> Visitor<'de> for YamlVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Yaml, A::Error> {
         let mut entries = Vec::new();
         while let Some(key) = access.next_key()? {
-            let value = access.next_value().map_err(A::Error::custom)?;
+            let value = access.next_value()?;
             entries.push((key, value));
         }
         Ok(Yaml::Map(entries))

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use headwater_connector::{ConnectorKind, Error, OptionFault, SourceConnector, SourceContext};
+use headwater_connector::{ConnectorKind, Error, OptionFault, SourceConnector, SourceContext, codes::SECRET_MISSING};
 
 use super::{
     codes, raw, rules,
@@ -77,10 +77,32 @@ pub(super) fn plan(
     Some(Plan { log, prefix, listen, sources, warnings })
 }
 
-/// Whether a fault lies in an option or below it.
-fn faulty(faults: &[Error], option: &str) -> bool {
-    let inside = |path: &str| path.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-    faults.iter().any(|fault| fault.place().iter().any(|(label, path)| *label == "option" && inside(path)))
+/// The options whose shape is wrong, so that nothing can be read from them.
+fn broken(faults: &[Error]) -> Vec<String> {
+    // A secret that is missing has the right shape, and of duplicates the first one stays.
+    let shapeless = |fault: &&Error| ![codes::DUPLICATE.id, SECRET_MISSING.id].contains(&fault.code().id);
+    let options = faults.iter().filter(shapeless).flat_map(Error::place);
+    options.filter(|(label, _)| *label == "option").map(|(_, path)| path.clone()).collect()
+}
+
+/// Whether one of the broken options is this one or below it.
+fn touches(broken: &[String], option: &str) -> bool {
+    let inside = |path: &String| path.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    broken.iter().any(inside)
+}
+
+/// A copy without what is broken, so that one fault does not hide those beside it. A list loses all or nothing: the places of
+/// its items are counted.
+fn sound(node: &Node, path: &str, broken: &[String]) -> Node {
+    let Tree::Map(entries) = &node.tree else { return node.clone() };
+    let kept = entries.iter().filter_map(|entry| {
+        let path = join(path, &entry.key);
+        let gone =
+            |option: &String| option.strip_prefix(path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
+        let entry = Entry { value: sound(&entry.value, &path, broken), ..entry.clone() };
+        (!broken.iter().any(gone)).then_some(entry)
+    });
+    Node { place: node.place.clone(), tree: Tree::Map(kept.collect()) }
 }
 
 fn misfit(misfit: Misfit, option: &str) -> Error {
@@ -92,23 +114,35 @@ fn misfit(misfit: Misfit, option: &str) -> Error {
 
 /// The `log` part and its prefix.
 pub(super) fn log(root: &Node, faults: &mut Vec<Error>) -> Option<(LogPlan, String)> {
-    let node = root.get("log").filter(|_| !faulty(faults, "log"))?;
+    let broken = broken(faults);
+    let node = sound(root.get("log")?, "log", &broken);
     let Tree::Map(_) = node.tree else { return None };
     let own = ["kind", "prefix"];
     let plan = match node.get("kind").and_then(Node::text) {
-        Some("embedded") => typed::read(node, &own).map(LogPlan::Embedded),
-        Some("kafka") => typed::read(node, &own).map(Box::new).map(LogPlan::Kafka),
+        Some("embedded") => typed::read(&node, &own).map(LogPlan::Embedded),
+        Some("kafka") => typed::read(&node, &own).map(Box::new).map(LogPlan::Kafka),
         _ => return None,
     };
     let prefix = match node.get("prefix").filter(|node| !matches!(node.tree, Tree::Null)) {
-        Some(prefix) => {
-            faults.extend(rules::prefix(prefix));
-            prefix.text().unwrap_or_default().to_owned()
-        }
+        Some(prefix) => match rules::prefix(prefix) {
+            None => prefix.text().unwrap_or_default().to_owned(),
+            // The names that begin with it must not be blamed for it.
+            Some(fault) => {
+                faults.push(fault);
+                raw::Log::default().prefix
+            }
+        },
         None => raw::Log::default().prefix,
     };
     match plan {
-        Ok(plan) => Some((plan, prefix)),
+        Ok(plan) => {
+            if let LogPlan::Kafka(options) = &plan {
+                faults.extend(kafka_faults(options, root, &broken));
+            }
+            Some((plan, prefix))
+        }
+        // What is broken was reported where it stands; a complaint about the rest would be an echo.
+        Err(_) if touches(&broken, "log") => None,
         Err(what) => {
             faults.push(misfit(what, "log"));
             None
@@ -116,9 +150,22 @@ pub(super) fn log(root: &Node, faults: &mut Vec<Error>) -> Option<(LogPlan, Stri
     }
 }
 
+/// What the Kafka log finds in its own options, with the place in the files.
+fn kafka_faults(options: &crate::log::kafka::Options, root: &Node, broken: &[String]) -> Vec<Error> {
+    let located = |fault: Error| {
+        let option = fault.place().iter().find(|(label, _)| *label == "option").map_or("log", |(_, path)| path).to_owned();
+        // The parts of `security` are judged together.
+        let part = if option.starts_with("log.security") { "log.security" } else { option.as_str() };
+        let place = &root.nearest(&option).place;
+        (!touches(broken, part))
+            .then(|| place.mark(Error::new(fault.code(), fault.what())).at("option", &option).hint(fault.hint_text()))
+    };
+    options.faults().into_iter().filter_map(located).collect()
+}
+
 /// Where HTTP listens.
 pub(super) fn listen(root: &Node, faults: &mut Vec<Error>) -> Option<SocketAddr> {
-    if faulty(faults, "http") {
+    if touches(&broken(faults), "http") {
         return None;
     }
     let http = match root.get("http").filter(|node| !matches!(node.tree, Tree::Null)) {
@@ -145,18 +192,21 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn source(&self, entry: &Entry, faults: &mut Vec<Error>) -> Option<SourcePlan> {
         let path = format!("connectors.{}", entry.key);
-        let before = faults.len();
-        faults.extend(rules::name(entry, self.prefix));
-        faults.extend(rules::source_or_sink(entry, &path));
-        if faulty(&faults[..before], &path) || faults.len() > before {
+        let broken = broken(faults);
+        let misnamed = rules::name(entry, self.prefix);
+        // A name that is not allowed must not be blamed again in every topic.
+        let name = if misnamed.is_some() { "x" } else { entry.key.as_str() };
+        faults.extend(misnamed);
+        if broken.contains(&path) {
             return None;
         }
-        let source = entry.value.get("source")?;
-        let kind = registry::find(self.kinds, source.get("kind").and_then(Node::text)?).ok()?;
-        let connector = typed::read::<raw::Connector>(&entry.value, &["source"]);
+        faults.extend(rules::source_or_sink(entry, &path));
+        let readable = sound(&entry.value, &path, &broken);
+        let connector = typed::read::<raw::Connector>(&readable, &["source", "sink"]);
         let connector = connector.map_err(|what| faults.push(misfit(what, &path))).ok()?;
-        rules::events(&entry.key, &connector.events, &entry.value, &path, faults);
-        rules::tables(source, &path, faults);
+        rules::events(name, &connector.events, &entry.value, &path, faults);
+        let source = readable.get("source")?;
+        let kind = registry::find(self.kinds, source.get("kind").and_then(Node::text)?).ok()?;
         let keys = connector.events.tables.iter();
         let context = SourceContext {
             connector: entry.key.clone(),
@@ -168,8 +218,13 @@ impl Reader<'_> {
             options.remove("kind");
         }
         match kind.source(&context, options) {
-            Err(inner) => {
-                faults.extend(inner.iter().map(|fault| option_fault(fault, source, &join(&path, "source"))));
+            Err(mut inner) => {
+                let source_path = join(&path, "source");
+                if touches(&broken, &source_path) {
+                    // Without what is broken the whole may not be readable; that would be an echo.
+                    inner.retain(|fault| !fault.path.is_empty());
+                }
+                faults.extend(inner.iter().map(|fault| option_fault(fault, entry.value.nearest("source"), &source_path)));
                 None
             }
             Ok(built) => Some(SourcePlan {

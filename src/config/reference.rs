@@ -29,7 +29,10 @@ pub fn source_options(kind: &dyn ConnectorKind) -> Option<Vec<OptionRow>> {
         r#type: format!("`{}`", kind.name()),
         required: true,
         default: None,
-        description: kind.summary().to_owned(),
+        description: match kind.synonyms() {
+            [] => "Chooses these options.".to_owned(),
+            others => format!("Chooses these options. Also written `{}`.", others.join("`, `")),
+        },
     }];
     rows.extend(options(&schema, &schema));
     Some(rows)
@@ -102,7 +105,8 @@ fn is_empty(default: &Json) -> bool {
 fn describe(root: &Json, schema: &Json, text: &str) -> String {
     let mut text = text.replace("\n\n", "\u{1}").replace('\n', " ").replace('\u{1}', "\n");
     let variants = alternatives(root, schema);
-    if words(&variants).is_some() {
+    // A single word is a tag, whose description is this text already.
+    if variants.len() > 1 && words(&variants).is_some() {
         for variant in variants {
             if let (Some(word), Some(about)) = (variant["const"].as_str(), variant["description"].as_str()) {
                 let about = about.replace('\n', " ");
@@ -132,13 +136,15 @@ fn type_name(root: &Json, schema: &Json) -> String {
             names.push(name);
         }
     }
+    // The plain form first: `text or list of texts`.
+    names.sort_by_key(|name| name.starts_with("list"));
     names.join(" or ")
 }
 
 fn simple_type(root: &Json, schema: &Json) -> String {
     if accepts(schema, "array") && schema.get("type").is_some() {
         return match schema.get("items") {
-            Some(items) => format!("list of {}", type_name(root, items)),
+            Some(items) => format!("list of {}s", type_name(root, items)),
             None => "list".into(),
         };
     }
@@ -169,25 +175,43 @@ pub fn markdown(rows: &[OptionRow]) -> String {
     out
 }
 
+const GENERATED: &str = "<!-- Generated from the option structs by a test. Change the doc comments there. -->";
+
 /// The reference page of a kind.
 pub fn source_page(kind: &dyn ConnectorKind) -> Option<String> {
     let rows = source_options(kind)?;
-    let mut page = format!("# {}\n\n{}\n\nGenerated from the options; do not edit.\n\n", kind.name(), kind.summary());
-    if !kind.synonyms().is_empty() {
-        page.push_str(&format!("Also written {}.\n\n", kind.synonyms().join(", ")));
-    }
-    page.push_str("## Options of `source`\n\n");
+    let mut page = format!("# Source `{}`\n\n{GENERATED}\n\n{}.\n\n", kind.name(), kind.summary());
+    page.push_str("Options of `connectors.NAME.source`:\n\n");
     page.push_str(&markdown(&rows));
     Some(page)
 }
 
-/// The reference page of the main file, without the options of the kinds.
+/// The reference page of the main file, without the parts that have pages of their own.
 pub fn main_page(whole: &Json) -> String {
-    let rows: Vec<OptionRow> =
-        options(whole, whole).into_iter().filter(|row| !row.name.starts_with("connectors.NAME.source")).collect();
+    let elsewhere = ["log(", "connectors.NAME.source", "connectors.NAME.events."];
+    let rows = options(whole, whole).into_iter().filter(|row| !elsewhere.iter().any(|part| row.name.starts_with(part)));
     format!(
-        "# The config file\n\nGenerated from the options; do not edit. Variables of the environment override options: \
-         `HEADWATER_LOG__PREFIX` is `log.prefix`.\n`headwater connectors KIND` lists the options of `connectors.NAME.source`.\n\n{}",
-        markdown(&rows)
+        "# The config file\n\n{GENERATED}\n\nYAML, TOML or JSON, by the file's extension. A secret is `{{ env: NAME }}`, \
+         `{{ file: PATH }}`, or the text itself, about\nwhich `check` warns. Relative paths begin at the file that says them. \
+         Variables of the environment override options:\n`HEADWATER_LOG__PREFIX` is `log.prefix`; lists are separated by commas.\n\n{}\n\
+         The parts of it: [log](log.md), [events](events.md), and for `connectors.NAME.source` [postgres](postgres.md).\n",
+        markdown(&rows.collect::<Vec<_>>())
     )
+}
+
+/// The reference page of `events`.
+pub fn events_page(whole: &Json) -> String {
+    let rows = options(whole, &whole["$defs"]["Events"]);
+    format!("# Events\n\n{GENERATED}\n\nOptions of `connectors.NAME.events`:\n\n{}", markdown(&rows))
+}
+
+/// The reference page of `log`, with a table for each kind.
+pub fn log_page(whole: &Json) -> String {
+    let mut page = format!("# The log\n\n{GENERATED}\n\nOptions of `log`. Without it: the embedded log in `./data`.\n");
+    for variant in alternatives(whole, &whole["$defs"]["Log"]) {
+        let kind = &variant["properties"]["kind"];
+        let (name, summary) = (kind["const"].as_str().unwrap_or_default(), kind["description"].as_str().unwrap_or_default());
+        page.push_str(&format!("\n## `{name}`\n\n{summary}\n\n{}", markdown(&options(whole, variant))));
+    }
+    page
 }

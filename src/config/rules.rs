@@ -7,7 +7,7 @@ use headwater_connector::Error;
 use super::{
     closest::{closest, listed},
     codes,
-    tree::{Entry, Node, Place, Tree, join},
+    tree::{Entry, Node, Place, join},
 };
 use crate::{
     log::topic::{InternalTopics, name_fault},
@@ -78,17 +78,6 @@ pub fn source_or_sink(entry: &Entry, path: &str) -> Option<Error> {
         (None, None) => ("the connector has no source", &entry.place, "source", "Add `source:` with a kind."),
     };
     Some(fault(&codes::SOURCE_OR_SINK, what.to_owned(), place, &join(path, option), hint))
-}
-
-/// A source that reads no table is a mistake, whatever its kind.
-pub fn tables(source: &Node, path: &str, faults: &mut Vec<Error>) {
-    if let Some(node) = source.get("tables")
-        && matches!(&node.tree, Tree::List(items) if items.is_empty())
-    {
-        let hint = "Name the tables to read, as in [ public.orders, \"public.customer_*\" ].";
-        let what = "the list of tables is empty".to_owned();
-        faults.push(fault(&codes::BAD_VALUE, what, &node.place, &join(path, "source.tables"), hint));
-    }
 }
 
 /// Topics and columns of a connector's rules.

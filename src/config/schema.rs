@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::raw;
 use crate::log::{embedded, kafka};
 
-/// Options whose value is a path that is relative to the file that says it. Connectors and logs may mark others with
+/// Options whose value is a path that is relative to the file that says it. Connectors and logs mark theirs with
 /// `#[schemars(extend("x-path" = true))]`.
 const PATH_MARK: &str = "x-path";
 
@@ -22,11 +22,6 @@ pub fn whole(kinds: &[&dyn ConnectorKind]) -> Json {
     ];
     let logs = logs.map(|(name, summary, options)| {
         let mut variant = part(options, &format!("log_{name}_"), &mut definitions);
-        if name == "embedded"
-            && let Some(path) = variant.pointer_mut("/properties/path").and_then(Json::as_object_mut)
-        {
-            path.insert(PATH_MARK.to_owned(), true.into());
-        }
         if let (Some(own), Some(common)) = (variant["properties"].as_object_mut(), common["properties"].as_object()) {
             own.extend(common.clone());
         }
@@ -130,6 +125,11 @@ pub fn is_path(schema: &Json) -> bool {
 /// Whether the value at this schema is a secret.
 pub fn is_secret(schema: &Json) -> bool {
     schema.get("x-secret").is_some()
+}
+
+/// Whether a secret may stand here, perhaps as one of several things.
+pub fn takes_secret(root: &Json, schema: &Json) -> bool {
+    alternatives(root, schema).into_iter().any(is_secret)
 }
 
 /// Follows `$ref`. What stands beside a reference (a description, a mark) is not needed by those who ask.

@@ -45,6 +45,10 @@ impl<'a> Validator<'a> {
         }
         let variants = alternatives(self.root, schema);
         match variants.as_slice() {
+            // With one kind compiled in, `kind` is still what a reader must be told about first.
+            [_] if schema.get("oneOf").is_some() && tag(self.root, &variants) == Some("kind") => {
+                self.tagged(node, &variants, "kind", path);
+            }
             [one] => self.plain(node, one, path),
             // An enum whose variants have descriptions is one choice among words.
             all if words(all).is_some() => self.word(node, all, path),
@@ -61,7 +65,9 @@ impl<'a> Validator<'a> {
         let error = Error::new(&codes::WRONG_TYPE, format!("expected {expected}, found {}", node.describe()));
         let hint = match (&node.tree, expected) {
             (Tree::Number(_) | Tree::Bool(_), "a text") => "Put the value into quotes.".to_owned(),
-            (Tree::Text(_) | Tree::Map(_), "a list") => "Put the items into brackets: [ one, two ].".to_owned(),
+            (Tree::Text(_) | Tree::Map(_), list) if list.starts_with("a list") => {
+                "Put the items into brackets: [ one, two ].".to_owned()
+            }
             _ => format!("Write {expected} here."),
         };
         self.fault(error, &node.place, path, hint);
@@ -71,13 +77,19 @@ impl<'a> Validator<'a> {
         if schema.get("const").is_some() || schema.get("enum").is_some() {
             return self.word(node, &[schema], path);
         }
-        // `events:` with nothing behind it is an empty map.
-        let fits = accepts(schema, json_type(node)) || (matches!(node.tree, Tree::Null) && accepts(schema, "object"));
-        if !fits {
+        // `events:` with nothing behind it is an empty map, and `include:` an empty list.
+        if matches!(node.tree, Tree::Null) && !accepts(schema, "null") {
+            if accepts(schema, "object") {
+                node.tree = Tree::Map(Vec::new());
+            } else if accepts(schema, "array") {
+                node.tree = Tree::List(Vec::new());
+            }
+        }
+        if !accepts(schema, json_type(node)) {
             return self.wrong_type(node, &expectation(&[schema]), path);
         }
         match &mut node.tree {
-            Tree::Map(_) | Tree::Null if schema.get("type").is_some() => self.map(node, schema, path),
+            Tree::Map(_) if schema.get("type").is_some() => self.map(node, schema, path),
             Tree::List(items) => {
                 let count = items.len() as u64;
                 if let Some(inner) = schema.get("items") {
@@ -231,6 +243,8 @@ impl<'a> Validator<'a> {
         if least.is_none_or(|least| value >= least) && most.is_none_or(|most| value <= most) {
             return;
         }
+        // The bound of the machine's integers is named only to whoever hits it.
+        let most = schema["maximum"].as_f64().or(most.filter(|most| value > *most));
         let range = match (least, most) {
             (Some(least), Some(most)) => format!("from {least} to {most}"),
             (Some(least), None) => format!("of at least {least}"),
@@ -249,7 +263,9 @@ impl<'a> Validator<'a> {
         {
             *text = self.absolute(&entry.value.place, text);
         }
-        let Ok(secret) = typed::read::<Secret>(node, &[]) else {
+        // A list would be read as the fields of a reference, and the message about the variable would name the secret.
+        let read = if matches!(node.tree, Tree::List(_)) { None } else { typed::read::<Secret>(node, &[]).ok() };
+        let Some(secret) = read else {
             let error = Error::new(&codes::WRONG_TYPE, "expected a secret: {env: NAME}, {file: PATH} or a text");
             let hint = match node.tree {
                 Tree::Number(_) | Tree::Bool(_) => "Put the value into quotes, or better, refer to a variable: { env: NAME }.",
@@ -269,7 +285,8 @@ impl<'a> Validator<'a> {
 
     fn absolute(&self, place: &Place, text: &str) -> String {
         let base = place.file().map_or(Some(self.base), Path::parent).unwrap_or(Path::new(""));
-        let path: PathBuf = base.join(text);
+        // `./` in the middle of a path says nothing; `..` stays, because links may stand before it.
+        let path: PathBuf = base.join(text).components().collect();
         path.to_string_lossy().into_owned()
     }
 }
@@ -278,7 +295,7 @@ impl<'a> Validator<'a> {
 pub fn relocate(error: &Error, place: &Place, option: &str) -> Error {
     let mut located = place.mark(Error::new(error.code(), error.what())).at("option", option);
     for (label, value) in error.place() {
-        let label = if *label == "file" { "names the file" } else { label };
+        let label = if *label == "file" { "refers to" } else { label };
         located = located.at(label, value);
     }
     located.hint(error.hint_text())

@@ -99,8 +99,9 @@ impl Encoder {
         dead_letters: bool,
     ) -> Self {
         let connector = connector.to_owned();
-        let fixed = [&internal.schema, &internal.dead, &internal.checkpoint];
-        let topics = fixed.into_iter().chain(routes.iter().map(|route| &route.topic)).map(|topic| topic.as_str().into());
+        // A log looks at every topic that a transaction can name, so the dead-letter topic is among them only if it exists.
+        let fixed = [&internal.schema, &internal.checkpoint].into_iter().chain(dead_letters.then_some(&internal.dead));
+        let topics = fixed.chain(routes.iter().map(|route| &route.topic)).map(|topic| topic.as_str().into());
         Self { topics: topics.collect(), connector, routes, internal, partitions, dead_letters, tables, compiled: Vec::new() }
     }
 

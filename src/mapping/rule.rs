@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How rows become events.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -23,7 +23,7 @@ pub struct Events {
 }
 
 /// See [`Events::topic`].
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct TopicTemplate(pub String);
 
@@ -34,7 +34,7 @@ impl Default for TopicTemplate {
 }
 
 /// What happens to a row that cannot be keyed or represented.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDataError {
     /// Stop the connector before the row, with the position kept.

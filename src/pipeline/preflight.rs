@@ -90,6 +90,7 @@ async fn check_source(source: &SourcePlan, claims: &Claims) -> Vec<Finding> {
     let Ok(tables) = source.connector.tables().await else { return findings };
     match Routes::new(&source.name, &source.events, &tables) {
         Ok(routes) => match claims.claim(&source.name, &routes) {
+            Ok(()) if tables.len() == 1 => findings.push(Finding::ok("1 table maps to a topic of its own")),
             Ok(()) => findings.push(Finding::ok(format!("{} tables map to topics of their own", tables.len()))),
             Err(error) => findings.push(Finding::error(error)),
         },

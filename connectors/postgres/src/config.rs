@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use headwater_connector::{Error, OptionFault, Secret, SourceContext};
 use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::codes::BAD_OPTION;
@@ -50,7 +50,7 @@ pub enum Tables {
 }
 
 /// See [`Options::on_truncate`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTruncate {
     /// The connector stops before it.
@@ -61,7 +61,7 @@ pub enum OnTruncate {
 }
 
 /// See [`Options::large_values`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LargeValues {
     /// They are absent from the event and named in its header `hw.absent`.

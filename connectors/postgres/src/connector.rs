@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep};
 use crate::{
     catalog::{Catalog, TableFacts},
     check, codes,
-    config::{LargeValues, Settings},
+    config::{Host, LargeValues, Settings},
     connection::{Connection, ident, literal},
     error::protocol,
     position::{Lsn, Place},
     publication, relation, slot,
     source::PostgresSource,
-    stream::Stream,
+    stream::{PACE, Stream},
 };
 
 /// How long a start waits for a slot that a dying daemon still holds, before it reports it in use.
@@ -229,7 +229,11 @@ impl SourceConnector for PostgresConnector {
             Some(milliseconds) => Duration::from_millis(milliseconds),
         };
         let (socket, input) = session.into_parts();
-        let stream = Stream::start(socket, input, place.base, silence);
+        let pace = match settings.server.host {
+            Host::Tcp(_) => PACE,
+            Host::Unix(_) => Duration::ZERO,
+        };
+        let stream = Stream::start(socket, input, place.base, silence, pace);
         Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place)))
     }
 }

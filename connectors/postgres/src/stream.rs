@@ -33,9 +33,10 @@ use crate::{
 const BUDGET: usize = 16 << 20;
 /// Free space before each read: large reads cost the server less than many small ones.
 const READ_SIZE: usize = 256 << 10;
-/// Shortest time between two reads (the timer rounds it up to a millisecond). The server writes row by row, and a reader that is faster than it would wake for each of them;
-/// what gathers in the socket meanwhile is far less than its buffer.
-const PACE: Duration = Duration::from_micros(500);
+/// Shortest time between two reads over TCP (the timer rounds it up to a millisecond). The server writes row by row, and a reader
+/// that is faster than it would wake for each of them; what gathers meanwhile is far less than the socket's buffer.
+/// A unix socket holds too little for that, so it is read without a pause.
+pub const PACE: Duration = Duration::from_micros(500);
 /// A field has at most 1 GiB and a row as much; what claims more is not a frame.
 const MAX_FRAME: usize = (1 << 30) + (1 << 24);
 /// How long the server may be silent, although it is asked to answer, before the connection counts as dead.
@@ -91,8 +92,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Takes over a socket whose copy has started. `silence` is the server's `wal_sender_timeout`.
-    pub fn start(socket: Box<dyn Socket>, input: BytesMut, base: Lsn, silence: Duration) -> Self {
+    /// Takes over a socket whose copy has started. `silence` is the server's `wal_sender_timeout`, `pace` is [`PACE`] over TCP.
+    pub fn start(socket: Box<dyn Socket>, input: BytesMut, base: Lsn, silence: Duration, pace: Duration) -> Self {
         let (reader, writer) = tokio::io::split(socket);
         let (sender, chunks) = mpsc::channel(1024);
         let shared = Arc::new(Shared {
@@ -113,6 +114,7 @@ impl Stream {
             status_due: Instant::now(),
             heard: Instant::now(),
             read_at: Instant::now(),
+            pace,
         };
         Self { chunks, shared, task: tokio::spawn(task.run(reader)) }
     }
@@ -212,6 +214,7 @@ struct Task {
     heard: Instant,
     /// Before this the socket is not read again.
     read_at: Instant,
+    pace: Duration,
 }
 
 impl Task {
@@ -246,7 +249,7 @@ impl Task {
                     }
                 }
                 read = paced(reader, &mut self.input.bytes, self.read_at), if !blocked => {
-                    self.read_at = Instant::now() + PACE;
+                    self.read_at = Instant::now() + self.pace;
                     if read.map_err(broken)? == 0 {
                         return Err(lost("the server closed the connection"));
                     }
@@ -406,7 +409,7 @@ mod tests {
 
     fn start(budget: usize) -> (tokio::io::DuplexStream, Stream) {
         let (server, client) = tokio::io::duplex(budget);
-        (server, Stream::start(Box::new(client), BytesMut::new(), Lsn(5), Duration::from_secs(60)))
+        (server, Stream::start(Box::new(client), BytesMut::new(), Lsn(5), Duration::from_secs(60), PACE))
     }
 
     #[tokio::test]
@@ -423,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn a_stalled_decoder_does_not_silence_the_status() {
         let (server, client) = tokio::io::duplex(1 << 20);
-        let stream = Stream::start(Box::new(client), BytesMut::new(), Lsn(5), Duration::from_millis(300));
+        let stream = Stream::start(Box::new(client), BytesMut::new(), Lsn(5), Duration::from_millis(300), PACE);
         let mut payload = vec![b'w'];
         payload.resize(9 << 20, 0);
         let (mut reader, mut writer) = tokio::io::split(server);

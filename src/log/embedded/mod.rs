@@ -40,15 +40,18 @@ use super::{From as Start, Log, LogReader, LogWriter, StoredRecord, TopicSpec, T
 #[serde(deny_unknown_fields)]
 pub struct Options {
     /// Directory of the log's files; created if missing, readable by this user alone. Relative to the main config file.
+    #[schemars(extend("x-path" = true))]
     pub path: PathBuf,
 
     /// Hours for which records stay in topics that are not compacted, counted from when they were written; at least 1.
     /// Compacted topics keep the last record of each key for ever.
     #[serde(default = "default_retention_hours")]
+    #[schemars(range(min = 1))]
     pub retention_hours: u32,
 
     /// Seconds between two rounds of compaction and retention; at least 1. A shorter time saves disk and costs some IO.
     #[serde(default = "default_compact_interval_seconds")]
+    #[schemars(range(min = 1))]
     pub compact_interval_seconds: u32,
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use headwater_connector::{Error, Secret};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::codes;
 
@@ -19,6 +19,7 @@ pub struct Options {
     pub security: Box<Security>,
     /// Replicas of topics that are created; by default what the brokers are set to (`default.replication.factor`).
     #[serde(default)]
+    #[schemars(range(min = 1, max = 32767))]
     pub replication_factor: Option<i16>,
     /// How long the brokers wait for a transaction of a process that is gone before they abort it, in seconds; readers
     /// cannot pass an open transaction. At most what the brokers allow (`transaction.max.timeout.ms`, by default 900).
@@ -38,7 +39,7 @@ const fn transaction_timeout_seconds() -> u32 {
 }
 
 /// How records are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// Not at all.
@@ -80,12 +81,15 @@ pub struct Security {
     pub sasl: Option<Sasl>,
     /// Certificate authorities that the brokers' certificates are checked against; by default those of the system.
     #[serde(default)]
+    #[schemars(extend("x-path" = true))]
     pub ca_file: Option<PathBuf>,
     /// Certificate of this client, PEM.
     #[serde(default)]
+    #[schemars(extend("x-path" = true))]
     pub certificate_file: Option<PathBuf>,
     /// Private key of this client, PEM.
     #[serde(default)]
+    #[schemars(extend("x-path" = true))]
     pub key_file: Option<PathBuf>,
     /// Password of the private key.
     #[serde(default)]
