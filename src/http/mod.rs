@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -32,10 +33,12 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
 /// Serves until the signal.
 pub async fn serve(listener: TcpListener, handle: Handle, mut shutdown: Shutdown) {
     let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
         .route("/v1/status", get(status))
+        .route_layer(middleware::from_fn(only_local))
+        // Says nothing that anybody could want to know.
+        .route("/healthz", get(|| async { "ok\n" }))
         .with_state(handle);
     let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.wait().await }).await;
     if let Err(error) = served {
@@ -65,10 +68,7 @@ async fn ready(State(handle): State<Handle>) -> Response {
     (code, Json(json!({ "ready": waiting.is_empty(), "waiting": waiting }))).into_response()
 }
 
-async fn status(State(handle): State<Handle>, headers: HeaderMap) -> Response {
-    if !is_local(&headers) {
-        return StatusCode::FORBIDDEN.into_response();
-    }
+async fn status(State(handle): State<Handle>) -> Response {
     Json(json!({ "connectors": handle.status().await })).into_response()
 }
 
@@ -77,7 +77,12 @@ async fn metrics_page(State(handle): State<Handle>) -> Response {
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response()
 }
 
-/// A page of another site whose name was pointed at loopback must not read the status (DNS rebinding).
+/// A page of another site whose name was pointed at loopback must not read what we serve (DNS rebinding).
+async fn only_local(request: Request, next: Next) -> Response {
+    if is_local(request.headers()) { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() }
+}
+
+/// Whether the request was made to a name of this machine.
 fn is_local(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return true };
     let name =
