@@ -54,7 +54,7 @@ fn consume(kafka: &Kafka, topic: &str) -> Vec<Record> {
 }
 
 fn ids(records: &[Record]) -> Vec<u64> {
-    let mut ids: Vec<u64> = records.iter().map(|record| id(record)).collect();
+    let mut ids: Vec<u64> = records.iter().map(id).collect();
     ids.sort_unstable();
     ids
 }

@@ -27,6 +27,9 @@ pub const PARTITIONS: u32 = 3;
 const TOPICS: [&str; 5] = ["shop.bank", "shop.account", "shop.order", "shop.document", "shop.journal"];
 const WRITERS: u64 = 3;
 
+/// Reads a whole topic.
+type Reader<'a> = &'a dyn Fn(&str) -> Vec<Record>;
+
 /// What one run is made of.
 pub struct Run<'a> {
     /// Printed, so that a failure can be repeated.
@@ -38,7 +41,7 @@ pub struct Run<'a> {
     /// The source.
     pub database: &'a Database<'a>,
     /// A reader that is not the daemon's own, for the last look; none takes what `tail` has shown.
-    pub final_reader: Option<&'a dyn Fn(&str) -> Vec<Record>>,
+    pub final_reader: Option<Reader<'a>>,
 }
 
 /// The seed of this run: given, or made from the clock and printed.

@@ -2,8 +2,11 @@
 
 mod bad_input;
 mod checker;
+mod cli;
+mod http;
 mod ingest;
 mod kafka;
 mod kill;
+mod shutdown;
 mod support;
 mod tidy;

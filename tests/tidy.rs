@@ -36,8 +36,12 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
 ];
 
 /// A word, and the only parts of the tree where it may stand.
-const ONLY_IN: &[(&str, &[&str])] =
-    &[("rdkafka", &["src/log/kafka"]), ("axum::", &["src/http"]), ("rusqlite", &["src/log/embedded"])];
+const ONLY_IN: &[(&str, &[&str])] = &[
+    ("rdkafka::", &["src/log/kafka"]),
+    ("rdkafka_sys", &["src/log/kafka"]),
+    ("axum::", &["src/http"]),
+    ("rusqlite", &["src/log/embedded"]),
+];
 
 fn tracked() -> Vec<PathBuf> {
     let output =
@@ -78,7 +82,7 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         // A body on one line, or a declaration without one, has no closing brace of its own.
         let head_end = lines[at..].iter().position(|line| line.ends_with(['{', ';', '}'])).unwrap_or(0);
         if lines[at + head_end].ends_with('{')
-            && let Some(length) = lines[at + head_end + 1..].iter().position(|line| ends(&line))
+            && let Some(length) = lines[at + head_end + 1..].iter().position(|line| ends(line))
         {
             found.push((name.to_owned(), head_end + length + 2));
         }
