@@ -10,6 +10,8 @@ mod mutations;
 mod order;
 mod rows;
 
+pub use order::partition;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;

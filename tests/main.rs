@@ -3,6 +3,7 @@
 mod bad_input;
 mod checker;
 mod ingest;
+mod kafka;
 mod kill;
 mod support;
 mod tidy;

@@ -186,10 +186,12 @@ fn every_error_code_has_one_page_and_every_page_a_code() {
             // A declaration: NAME = "HW1234", Kind, "title";
             let Some((_, rest)) = line.split_once(" = \"HW") else { continue };
             let id = format!("HW{}", rest.split('"').next().unwrap_or_default());
-            if rest.contains("\", ") && line.trim_end().ends_with("\";") && id.len() == 6 {
-                if let Some(other) = declared.insert(id.clone(), name.clone()) {
-                    faults.push(format!("{id} is declared in {other} and in {name}"));
-                }
+            if rest.contains("\", ")
+                && line.trim_end().ends_with("\";")
+                && id.len() == 6
+                && let Some(other) = declared.insert(id.clone(), name.clone())
+            {
+                faults.push(format!("{id} is declared in {other} and in {name}"));
             }
         }
     }

@@ -40,7 +40,7 @@ pub fn positions(records: &[Record], findings: &mut Findings) {
 /// I13: a key lives in the partition that murmur2 of its bytes names.
 pub fn partitions(records: &[Record], rules: &Rules, findings: &mut Findings) {
     for record in records {
-        let expected = (murmur2(record.key.as_bytes()) & 0x7fff_ffff) % rules.partitions;
+        let expected = partition(&record.key, rules.partitions);
         if record.partition != expected {
             findings.add("partition", format!("{} belongs to partition {expected}", name(record)));
         }
@@ -102,6 +102,11 @@ pub fn total(expected: &[Expected], records: &[Record], findings: &mut Findings)
             break;
         }
     }
+}
+
+/// The partition that the Java client gives to a key.
+pub fn partition(key: &str, partitions: u32) -> u32 {
+    (murmur2(key.as_bytes()) & 0x7fff_ffff) % partitions
 }
 
 /// Murmur2 as the Java client computes it, written from its description and not from the daemon's code.

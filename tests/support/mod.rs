@@ -1,6 +1,7 @@
 //! What the black-box tests stand on: real servers, the real daemon, and waiting for a condition instead of sleeping for luck.
 
 pub mod daemon;
+pub mod kafka;
 pub mod oracle;
 pub mod postgres;
 pub mod record;
