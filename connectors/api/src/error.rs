@@ -20,7 +20,7 @@ pub enum Kind {
     Environment,
     /// This row cannot be keyed or represented; the connector's policy decides.
     Data,
-    /// History that is needed is gone; only an explicit reset continues.
+    /// History that is needed is gone; only a person can decide how to begin anew.
     Lost,
     /// Another instance took over; stop and do not fight.
     Fenced,

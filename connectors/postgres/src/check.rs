@@ -170,6 +170,7 @@ async fn slot_state(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<
         Some(slot) => match (slot.usable(settings), slot.active_pid) {
             (Err(fault), _) => Finding::error(fault),
             // A running daemon of ours looks just like this.
+            (Ok(_), Some(_)) if slot.ours => Finding::ok(format!("replication slot {name} is read by a running headwater")),
             (Ok(_), Some(pid)) => Finding::warning(slot::active(settings, &format!("the slot is active for process {pid}"))),
             (Ok(confirmed), None) => Finding::ok(format!("replication slot {name} stands at {confirmed}")),
         },

@@ -86,7 +86,7 @@ impl PostgresConnector {
                 "55000" => {
                     return Err(Error::new(&codes::SLOT_INVALID, refused.text())
                         .at("slot", &self.settings.slot)
-                        .hint("Reset the connector; what the slot lacks cannot be read any more."));
+                        .hint("Begin anew under another connector name; what the slot lacks cannot be read any more."));
                 }
                 _ => return Err(refused.into_error().at("slot", &self.settings.slot)),
             }
@@ -213,6 +213,7 @@ impl SourceConnector for PostgresConnector {
         slot::require_history(&mut session, identity, &found, place).await?;
         let mut catalog = self.catalog();
         slot::require_behind(&mut catalog, settings, place).await?;
+        slot::end_predecessor(&mut catalog, settings).await?;
         let tables = self.selected(&mut catalog).await?;
         publication::extend(&mut catalog, settings, &tables).await?;
         let silence = catalog.value("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").await?;

@@ -58,7 +58,7 @@ impl ServerError {
             ),
             "3D000" => (&codes::DATABASE_MISSING, "Correct the database name at the end of the url."),
             "42501" => (&codes::PRIVILEGE, "Grant the privilege; `headwater check` prints the exact statement."),
-            "55006" => (&codes::SLOT_ACTIVE, "Stop the other daemon that uses this slot; the connector waits until it is free."),
+            "55006" => (&codes::SLOT_ACTIVE, "Stop the other program that uses this slot; the connector waits until it is free."),
             "53400" => {
                 (&codes::CAPACITY, "Drop unused replication slots, or raise max_replication_slots and restart the server.")
             }

@@ -100,7 +100,7 @@ pub async fn extend(catalog: &mut Catalog, settings: &Settings, tables: &[TableF
     let Some(found) = find(catalog, settings).await? else {
         return Err(Error::new(&codes::PUBLICATION_MISSING, "the publication does not exist")
             .at("publication", &settings.publication)
-            .hint("Restore the database with its publication, or reset the connector."));
+            .hint("Restore the database with its publication, or begin anew under another connector name."));
     };
     found.require_whole(settings, tables)?;
     let missing = found.missing(tables);

@@ -24,6 +24,8 @@ const OPTIONS: &str = "proto_version=1";
 pub struct Slot {
     /// Session that uses it.
     pub active_pid: Option<u32>,
+    /// Whether that session bears our application name: another start of this connector.
+    pub ours: bool,
     /// Everything before it may be forgotten; none after a restore.
     pub confirmed: Option<Lsn>,
     wal_status: String,
@@ -47,7 +49,9 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<S
     let rows = catalog
         .query(&format!(
             "SELECT slot_type, coalesce(plugin, ''), coalesce(database, ''), temporary, active_pid, confirmed_flush_lsn, \
-             coalesce(wal_status, ''), current_database() FROM pg_replication_slots WHERE slot_name = {}",
+             coalesce(wal_status, ''), current_database(), \
+             coalesce((SELECT application_name FROM pg_stat_activity a WHERE a.pid = active_pid), '') \
+             FROM pg_replication_slots WHERE slot_name = {}",
             literal(&settings.slot)
         ))
         .await?;
@@ -60,6 +64,7 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<S
         };
         Slot {
             active_pid: cell(row, 4).parse().ok(),
+            ours: cell(row, 8) == settings.server.application_name,
             confirmed: cell(row, 5).parse().ok(),
             wal_status: cell(row, 6).to_owned(),
             foreign,
@@ -78,13 +83,13 @@ impl Slot {
         if self.wal_status == "lost" {
             return Err(Error::new(&codes::SLOT_INVALID, "the server removed log that the slot needs")
                 .at("slot", &settings.slot)
-                .hint("Reset the connector, and raise max_slot_wal_keep_size."));
+                .hint("Begin anew under another connector name, and raise max_slot_wal_keep_size."));
         }
         // P17: a restored slot has no position; any guess would lose or repeat.
         self.confirmed.ok_or_else(|| {
             Error::new(&codes::SLOT_INVALID, "the slot has no confirmed position")
                 .at("slot", &settings.slot)
-                .hint("Drop the slot and reset the connector.")
+                .hint("Drop the slot and begin anew under another connector name.")
         })
     }
 
@@ -101,7 +106,17 @@ impl Slot {
 pub fn active(settings: &Settings, what: &str) -> Error {
     Error::new(&codes::SLOT_ACTIVE, what)
         .at("slot", &settings.slot)
-        .hint("Stop the other daemon that uses this slot; the connector waits until it is free.")
+        .hint("Stop the other program that uses this slot; the connector waits until it is free.")
+}
+
+/// Ends the session of an earlier start of this connector that still holds the slot. The caller has fenced that start at the log, so
+/// whatever it still reads can never be published (C17); without this a fenced daemon on an idle server would keep the slot.
+pub async fn end_predecessor(catalog: &mut Catalog, settings: &Settings) -> Result<()> {
+    if let Some(Slot { active_pid: Some(pid), ours: true, .. }) = find(catalog, settings).await? {
+        tracing::info!(slot = %settings.slot, pid, "ending the session of an earlier start");
+        catalog.query(&format!("SELECT pg_terminate_backend({pid})")).await?;
+    }
+    Ok(())
 }
 
 /// The slot must exist and must not be ahead of what is published (rule 1.5(5)). It is never created again here: that would
@@ -110,7 +125,7 @@ pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: P
     let Some(slot) = find(catalog, settings).await? else {
         return Err(Error::new(&codes::SLOT_MISSING, "the replication slot does not exist")
             .at("slot", &settings.slot)
-            .hint("Bring back the server that has the slot, or reset the connector."));
+            .hint("Bring back the server that has the slot, or begin anew under another connector name."));
     };
     let confirmed = slot.usable(settings)?;
     if confirmed > place.base {
@@ -123,7 +138,7 @@ pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: P
 pub fn ahead(settings: &Settings, confirmed: Lsn, base: Lsn) -> Error {
     Error::new(&codes::SLOT_AHEAD, format!("the slot stands at {confirmed}, ahead of the position {base}"))
         .at("slot", &settings.slot)
-        .hint("Find out who advanced or recreated the slot, then reset the connector.")
+        .hint("Find out who advanced or recreated the slot, then begin anew under another connector name.")
 }
 
 /// Creates the slot; its consistent point is the first position.
@@ -214,7 +229,7 @@ pub async fn require_history(session: &mut Connection, stored: &Identity, found:
     }
     Err(Error::new(&codes::DIVERGED, format!("the server left timeline {old} before the position {reached}"))
         .at("timeline", new)
-        .hint("Bring back the former primary, or reset the connector."))
+        .hint("Bring back the former primary, or begin anew under another connector name."))
 }
 
 /// A history file has a line `timeline <tab> LSN <tab> reason` for each timeline that was left.

@@ -9,7 +9,7 @@
 //!   a partition are markers of transactions, which no consumer returns.
 //! - Every call that waits for a broker has a thread of its own and a deadline.
 //!
-//! K numbers are the hazards of Kafka's transactions in the design notes: an outcome that is not known (K1), a commit that was
+//! K numbers are the hazards of Kafka's transactions in `docs/architecture.md`: an outcome that is not known (K1), a commit that was
 //! slow or disturbed (K2), records too large for their topic (K7), topics that vanish or appear by themselves (K8).
 
 mod admin;
@@ -37,6 +37,9 @@ pub use options::{Compression, Mechanism, Options, Protocol, Sasl, Security};
 
 use self::client::Probe;
 use super::{Cleanup, From, Log, LogReader, LogWriter, StoredRecord, TopicSpec, TopicState};
+
+/// What of the client's own log is worth showing: it reports every broker that comes and goes as an error.
+pub const QUIET: &str = "librdkafka=warn";
 
 /// Topics on a Kafka cluster.
 pub struct KafkaLog {
