@@ -82,7 +82,7 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         // A body on one line, or a declaration without one, has no closing brace of its own.
         let head_end = lines[at..].iter().position(|line| line.ends_with(['{', ';', '}'])).unwrap_or(0);
         if lines[at + head_end].ends_with('{')
-            && let Some(length) = lines[at + head_end + 1..].iter().position(|line| ends(line))
+            && let Some(length) = lines[at + head_end + 1..].iter().position(ends)
         {
             found.push((name.to_owned(), head_end + length + 2));
         }
