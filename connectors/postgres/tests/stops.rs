@@ -45,12 +45,22 @@ async fn a_slot_that_was_advanced_or_recreated_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_in_use_is_waited_for() {
-    let (_, connector, start) = started(json!({})).await;
-    let source = connector.open(&start.identity, &start.position).await.unwrap();
+async fn a_slot_in_use_by_another_program_is_waited_for() {
+    let (database, connector, start) = started(json!({})).await;
+    let other = support::connector(&format!("{}?application_name=another", shared().url(&database)), json!({}));
+    let source = other.open(&start.identity, &start.position).await.unwrap();
     is(&refused(&*connector, &start, &start.position).await, "HW2017", Kind::Retry);
     source.close().await.unwrap();
     connector.open(&start.identity, &start.position).await.unwrap().close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fenced_predecessor_does_not_keep_the_slot() {
+    let (_, connector, start) = started(json!({})).await;
+    let mut old = connector.open(&start.identity, &start.position).await.unwrap();
+    let new = connector.open(&start.identity, &start.position).await.unwrap();
+    assert_eq!(next(&mut *old).await.unwrap_err().kind(), Kind::Retry);
+    new.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
