@@ -34,7 +34,7 @@ suite "Kafka $(basename "$(scripts/kafka-path.sh)")" true
 suite "format and lints" scripts/lint.sh
 suite "build" cargo test --workspace --no-run --quiet
 suite "simulation (${HEADWATER_SEEDS:-2500} seeds)" cargo test --lib --quiet simulation -- --nocapture
-suite "contract and PostgreSQL source" cargo test --quiet -p headwater-connector -p headwater-postgres
+suite "contract and PostgreSQL source" cargo test --quiet --no-fail-fast -p headwater-connector -p headwater-postgres
 suite "units and logs" cargo test --lib --quiet -- --skip simulation
 suite "black box" cargo test --test blackbox --quiet -- --skip kills_lose
 suite "kill (${HEADWATER_KILLS:-10} kills per log)" cargo test --test blackbox -- --nocapture --test-threads 1 kills_lose
