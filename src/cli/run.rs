@@ -17,6 +17,10 @@ const STOP: Duration = Duration::from_millis(4500);
 /// Everything static is checked before anything is touched; then the pipeline has the process.
 pub fn run(config: &Path, output: &mut Output) -> Outcome {
     let plan = crate::config::load(config, environment())?;
+    if plan.sources.is_empty() {
+        // With nothing to run the warning is the error: a daemon that ends at once with 0 would look like success.
+        return Err(Failure::Errors(plan.warnings));
+    }
     output.warnings(&plan.warnings);
     telemetry::init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
