@@ -69,7 +69,12 @@ fn sqlite(database: &Path, doing: &str, error: rusqlite::Error) -> Error {
         }
         _ => (&common::INVARIANT, "Report this message as a bug."),
     };
-    Error::new(code, doing).at("file", database.display()).hint(hint).caused_by(error)
+    Error::new(code, doing).at("file", database.display()).hint(hint).caused_by(said(&error))
+}
+
+/// The driver says the same again in the error underneath, so only its own text is chained.
+pub(super) fn said(error: &rusqlite::Error) -> String {
+    error.to_string()
 }
 
 /// A directory or file that cannot be created, opened or locked.

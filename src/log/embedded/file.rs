@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
 use super::{
     codes,
-    error::{Fault, not_writable},
+    error::{Fault, not_writable, said},
     topics,
 };
 
@@ -262,12 +262,12 @@ pub(super) fn open_for_reading(files: &Files) -> Result<ReadConnection> {
     // Nobody writes and everything is in the file itself: it can be read as it is.
     if files.wal_bytes() == 0 {
         let connection = open_immutable(&database).map_err(|fault| match fault {
-            Fault::Sqlite(error) if is_access(&error) => unreadable(&database).caused_by(error),
+            Fault::Sqlite(error) if is_access(&error) => unreadable(&database).caused_by(said(&error)),
             fault => named(fault),
         })?;
         return Ok(ReadConnection { connection, once: true });
     }
-    Err(unreadable(&database).caused_by(refused))
+    Err(unreadable(&database).caused_by(said(&refused)))
 }
 
 fn open_reader(database: &Path, access: OpenFlags) -> Result<Connection, Fault> {

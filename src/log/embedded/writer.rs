@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
     blocking, codes,
-    error::Fault,
+    error::{Fault, said},
     file::{self, Durability, Files, Lock},
     headers,
     reader::Tails,
@@ -109,7 +109,7 @@ fn in_doubt(database: &Path, error: rusqlite::Error) -> Fault {
     Error::new(&shared::COMMIT_IN_DOUBT, "the log did not confirm a commit")
         .at("file", database.display())
         .hint("Look at the disk below `log.path` if this stays; headwater reads the checkpoint and goes on.")
-        .caused_by(error)
+        .caused_by(said(&error))
         .into()
 }
 
