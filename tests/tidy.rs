@@ -35,6 +35,19 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
     ("connectors/", &["use headwater::", "headwater::log", "headwater::config"], "connectors know the contract only"),
 ];
 
+/// A part of the daemon, and the other parts that it may use. The command line may use all.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("src/format/", &[]),
+    ("src/mapping/", &["format", "log"]),
+    ("src/log/", &[]),
+    ("src/registry.rs", &["config"]),
+    ("src/config/", &["log", "mapping", "registry"]),
+    ("src/pipeline/", &["config", "log", "mapping", "shutdown"]),
+    ("src/http/", &["pipeline", "shutdown"]),
+    ("src/telemetry.rs", &["log"]),
+    ("src/shutdown.rs", &[]),
+];
+
 /// A word, and the only parts of the tree where it may stand.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("rdkafka::", &["src/log/kafka"]),
@@ -140,6 +153,55 @@ fn layers_look_downwards_only() {
                     fault(format!("`{word}` outside {homes:?}"));
                 }
             }
+        }
+    }
+    fail_on(&faults);
+}
+
+/// The parts of the daemon that a file names as `crate::part`, also inside braces: `use crate::{part::x, other::{y, z}}`.
+fn parts_used(text: &str) -> BTreeSet<String> {
+    let code: String = text.lines().filter(|line| !is_comment(line)).collect::<Vec<_>>().join(" ");
+    let mut parts = BTreeSet::new();
+    for after in code.split("crate::").skip(1) {
+        let word = |text: &str| text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let Some(group) = after.strip_prefix('{') else {
+            parts.insert(word(after));
+            continue;
+        };
+        let mut depth = 0;
+        let mut item = String::new();
+        for c in group.chars() {
+            match c {
+                '}' if depth == 0 => break,
+                ',' if depth == 0 => drop(parts.insert(word(&std::mem::take(&mut item)))),
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if !(c == ',' && depth == 0) {
+                item.push(c);
+            }
+        }
+        parts.insert(word(&item));
+    }
+    parts.remove("");
+    parts
+}
+
+#[test]
+fn parts_of_a_nested_use_are_seen() {
+    let text = "use crate::{\n    log::{self, Mode},\n    mapping::Routes,\n};\nfn x() { crate::http::bind() }\n";
+    assert_eq!(parts_used(text), BTreeSet::from(["http", "log", "mapping"].map(str::to_owned)));
+}
+
+#[test]
+fn parts_use_only_what_they_may() {
+    let mut faults = Vec::new();
+    for (name, text) in with_extension("rs") {
+        let Some((part, allowed)) = MAY_USE.iter().find(|(part, _)| name.starts_with(part)) else { continue };
+        let own = part.trim_start_matches("src/").trim_end_matches('/').trim_end_matches(".rs");
+        for used in parts_used(&text).iter().filter(|used| *used != own && !allowed.contains(&used.as_str())) {
+            faults.push(format!("{name} uses {used}, which {part} may not"));
         }
     }
     fail_on(&faults);

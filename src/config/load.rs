@@ -11,12 +11,12 @@ use super::{
     closest::closest,
     codes, env,
     parse::{duplicate, parse},
-    plan::{self, LogPlan, Plan},
+    plan::{self, Plan},
     schema,
     tree::{Entry, Node, Place, Tree},
     validate::Validator,
 };
-use crate::registry::CONNECTORS;
+use crate::{log::LogPlan, registry::CONNECTORS};
 
 /// How much of the configuration a command needs. `tail` and `status` must work for somebody who does not have the secrets of
 /// the connectors.

@@ -14,7 +14,7 @@ use super::{
     typed::{self, Misfit},
     validate::relocate,
 };
-use crate::{mapping::rule::Events, pipeline::ingest::CommitOptions, registry};
+use crate::{log::LogPlan, mapping::rule::Events, registry};
 
 /// Everything that `run`, `check` and `plan` work from. Nothing in it was connected to yet.
 pub struct Plan {
@@ -30,14 +30,6 @@ pub struct Plan {
     pub warnings: Vec<Error>,
 }
 
-/// The `log` part.
-pub enum LogPlan {
-    /// Inside the process.
-    Embedded(crate::log::embedded::Options),
-    /// Apache Kafka.
-    Kafka(Box<crate::log::kafka::Options>),
-}
-
 /// One source connector.
 #[derive(Clone)]
 pub struct SourcePlan {
@@ -50,7 +42,7 @@ pub struct SourcePlan {
     /// How rows become events.
     pub events: Events,
     /// When a log transaction is closed: the `commit` part.
-    pub commit: CommitOptions,
+    pub commit: raw::CommitOptions,
     /// The file that declares it.
     pub file: PathBuf,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{mapping::rule::Events, pipeline::ingest::CommitOptions};
+use crate::mapping::rule::Events;
 
 /// A configuration of headwater.
 //
@@ -62,4 +62,25 @@ pub struct Connector {
     pub events: Events,
     /// When a log transaction is closed. The defaults favour latency when idle and throughput under backlog.
     pub commit: CommitOptions,
+}
+
+/// When a log transaction is committed. The defaults favour latency when idle and throughput under backlog.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommitOptions {
+    /// Commit at the latest with this many bytes of rows. A source transaction that alone is larger is published in slices.
+    #[schemars(range(min = 65536, max = 67_108_864))]
+    pub max_bytes: usize,
+    /// Commit at the latest with this many events.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_events: usize,
+    /// While an earlier transaction is being committed, gather for this many milliseconds. When idle, nothing waits.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub linger_ms: u64,
+}
+
+impl Default for CommitOptions {
+    fn default() -> Self {
+        Self { max_bytes: 4 << 20, max_events: 20_000, linger_ms: 5 }
+    }
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use headwater_connector::{Finding, Result};
 
-pub use open::{Mode, open};
+pub use open::{LogPlan, Mode, open};
 pub use topic::{Cleanup, TopicSpec, TopicState};
 pub use transaction::{Header, Record, Span, Transaction};
 

@@ -5,8 +5,19 @@ use std::sync::Arc;
 use headwater_connector::Result;
 
 pub use super::embedded::Mode;
-use super::{SharedLog, embedded::EmbeddedLog, kafka::KafkaLog};
-use crate::config::plan::LogPlan;
+use super::{
+    SharedLog,
+    embedded::{self, EmbeddedLog},
+    kafka::{self, KafkaLog},
+};
+
+/// Which log, with its options.
+pub enum LogPlan {
+    /// Inside the process.
+    Embedded(embedded::Options),
+    /// Apache Kafka.
+    Kafka(Box<kafka::Options>),
+}
 
 /// Opens the log for a daemon, which takes the embedded log's lock, or for reading beside one.
 pub async fn open(plan: &LogPlan, prefix: &str, mode: Mode) -> Result<SharedLog> {

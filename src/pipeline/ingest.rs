@@ -12,8 +12,6 @@ use std::{
 };
 
 use headwater_connector::{Batch, Error, Limits, Position, Result, Source, SourceConnector};
-use schemars::JsonSchema;
-use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,6 +20,7 @@ use super::{
     start::{Claims, Progress, Started, in_doubt, start},
 };
 use crate::{
+    config::raw::CommitOptions,
     log::{LogWriter, SharedLog, Transaction, checkpoint::Checkpoint, codes as log_codes},
     mapping::{Encoder, encode::Encoded, rule::Events},
     shutdown::Shutdown,
@@ -30,32 +29,10 @@ use crate::{
 /// Memory that an idle batch or transaction keeps.
 const KEEP_BYTES: usize = 8 << 20;
 
-/// When a log transaction is committed. The defaults favour latency when idle and throughput under backlog.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CommitOptions {
-    /// Commit at the latest with this many bytes of rows. A source transaction that alone is larger is published in slices.
-    #[schemars(range(min = 65536, max = 67_108_864))]
-    pub max_bytes: usize,
-    /// Commit at the latest with this many events.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub max_events: usize,
-    /// While an earlier transaction is being committed, gather for this many milliseconds. When idle, nothing waits.
-    #[schemars(range(min = 0, max = 10_000))]
-    pub linger_ms: u64,
-}
-
-impl Default for CommitOptions {
-    fn default() -> Self {
-        Self { max_bytes: 4 << 20, max_events: 20_000, linger_ms: 5 }
-    }
-}
-
-impl CommitOptions {
-    fn limits(self, committing: bool) -> Limits {
-        let linger = if committing { Duration::from_millis(self.linger_ms) } else { Duration::ZERO };
-        Limits { max_bytes: self.max_bytes, max_changes: self.max_events, linger, ..Limits::default() }
-    }
+/// The limits of the next batch; only while an earlier transaction is being committed is it worth waiting for more.
+fn limits(commit: &CommitOptions, committing: bool) -> Limits {
+    let linger = if committing { Duration::from_millis(commit.linger_ms) } else { Duration::ZERO };
+    Limits { max_bytes: commit.max_bytes, max_changes: commit.max_events, linger, ..Limits::default() }
 }
 
 /// Everything that one source connector works with.
@@ -131,7 +108,7 @@ impl Ingest {
         let mut batch = Batch::default();
         let mut ready: Option<Ready> = None;
         loop {
-            let limits = self.commit.limits(ready.is_some());
+            let limits = limits(&self.commit, ready.is_some());
             let out = spare.pop().unwrap_or_else(|| encoder.transaction());
             let read = read(&mut *source, &mut encoder, &mut progress, &mut batch, out, &limits, shutdown);
             let next = match ready.take() {

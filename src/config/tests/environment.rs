@@ -3,7 +3,7 @@
 use headwater_connector::Error;
 
 use super::{CANARY, Files, shop_with};
-use crate::config::plan::LogPlan;
+use crate::log::LogPlan;
 
 const KAFKA: &str = "log: { kind: kafka, bootstrap_servers: [ one:9092 ] }\n";
 

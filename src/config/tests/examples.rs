@@ -6,10 +6,11 @@ use super::root;
 use crate::{
     config::{
         load,
-        plan::{LogPlan, Plan},
+        plan::Plan,
         reference::{self, OptionRow},
         schema,
     },
+    log::LogPlan,
     registry::CONNECTORS,
 };
 

@@ -1,7 +1,7 @@
 //! The three languages say the same, and paths mean the same place whoever reads them.
 
 use super::{Files, shop_with};
-use crate::config::plan::{LogPlan, Plan};
+use crate::{config::plan::Plan, log::LogPlan};
 
 const YAML: &str = r#"
 log: { kind: kafka, bootstrap_servers: [ "one:9092" ], replication_factor: 3, properties: { client.rack: "7" } }

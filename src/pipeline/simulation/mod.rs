@@ -19,11 +19,9 @@ use fastrand::Rng;
 use headwater_connector::{Error, Kind, codes as contract};
 
 use self::{database::ModelDatabase, model_log::ModelLog};
-use super::{
-    ingest::{CommitOptions, Ingest},
-    supervisor::supervise,
-};
+use super::{ingest::Ingest, supervisor::supervise};
 use crate::{
+    config::raw::CommitOptions,
     mapping::rule::Events,
     shutdown::{self, Shutdown},
 };
