@@ -37,7 +37,7 @@ impl Default for TopicTemplate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDataError {
-    /// Stop the connector before the row, with the position kept.
+    /// Stop the connector with the position kept. Nothing of the log transaction that would hold the row is committed.
     #[default]
     Stop,
     /// Write the row to the topic `<log.prefix>.<connector>.dead`, in the same log transaction, and go on.
