@@ -139,12 +139,17 @@ fn verify_epoch(sql: &SqlTransaction<'_>, owner: &Owner) -> Result<(), Fault> {
 }
 
 /// Raises the connector's epoch, which fences every older writer.
-fn take_over(connection: &Connection, connector: &str) -> Result<i64, Fault> {
-    let epoch = connection.query_row(
+///
+/// In an explicit transaction: a statement that returns a row commits when it is reset, and the driver does not report
+/// a reset that fails. On a full disk that left a writer with an epoch that the file did not have.
+fn take_over(connection: &mut Connection, connector: &str) -> Result<i64, Fault> {
+    let sql = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let epoch = sql.query_row(
         "INSERT INTO owners (connector, epoch) VALUES (?1, 1) ON CONFLICT DO UPDATE SET epoch = epoch + 1 RETURNING epoch",
         [connector],
         |row| row.get(0),
     )?;
+    sql.commit()?;
     Ok(epoch)
 }
 

@@ -221,3 +221,27 @@ async fn names_that_sqlite_confuses_are_topics_of_their_own() {
         assert_eq!(values(&log, name).await, [name]);
     }
 }
+
+/// The COMMIT itself fails, as it does when the disk does not take the last page.
+#[tokio::test]
+async fn a_commit_that_fails_at_the_end_is_never_taken_for_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), Mode::Daemon);
+    create(&log, &[TOPIC]).await;
+    let mut writer = log.open_writer("shop").await.unwrap();
+    let tool = Connection::open(dir.path().join("log.db")).unwrap();
+    // A constraint that is only looked at by COMMIT.
+    tool.execute_batch(
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY);
+         CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+         CREATE TRIGGER fail1 AFTER UPDATE ON partitions BEGIN INSERT INTO child VALUES (1); END;
+         CREATE TRIGGER fail2 AFTER UPDATE ON owners BEGIN INSERT INTO child VALUES (1); END;",
+    )
+    .unwrap();
+    assert_eq!(code_of(writer.commit(batch(TOPIC, &["a"])).await), id(&shared::COMMIT_IN_DOUBT));
+    code_of(log.open_writer("shop").await);
+    tool.execute_batch("DROP TRIGGER fail1; DROP TRIGGER fail2").unwrap();
+    assert!(all(&log, TOPIC, 0).await.is_empty());
+    append(&log, "shop", batch(TOPIC, &["b"])).await;
+    assert_eq!(values(&log, TOPIC).await, ["b"]);
+}
