@@ -26,6 +26,9 @@ use crate::log::{From, LogReader, StoredRecord, codes as log};
 /// Added to the transaction timeout: the brokers look for transactions that timed out every ten seconds only.
 const ABORT_MARGIN: Duration = Duration::from_secs(20);
 
+/// How long a confirmed commit may take to appear.
+const SETTLE: Duration = Duration::from_millis(500);
+
 /// One wait for records; between waits the deadline is looked at.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -176,7 +179,7 @@ impl LogReader for KafkaReader {
         let (probe, cursor) = (Arc::clone(&self.probe), Arc::clone(&self.cursor));
         blocking(move || {
             let mut cursor = lock(&cursor);
-            let (_, end) = probe.stable(&cursor.topic, cursor.partition)?;
+            let end = settled(&probe, &cursor.topic, cursor.partition)?;
             if cursor.buffer.is_empty() && cursor.next < end {
                 // Only markers of transactions may be left, which move the position when they are taken in.
                 cursor.fill(1, Duration::from_millis(20))?;
@@ -184,6 +187,22 @@ impl LogReader for KafkaReader {
             Ok(cursor.buffer.is_empty() && cursor.next >= end)
         })
         .await
+    }
+}
+
+/// The end of what is committed. The brokers confirm a commit before its markers are in every partition, so what was confirmed a
+/// moment ago gets a moment to appear; a transaction that is really open is not waited for.
+fn settled(probe: &Probe, topic: &str, partition: u32) -> Result<u64> {
+    let written = probe.end(topic, partition)?;
+    let deadline = Instant::now() + SETTLE;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        let (_, stable) = probe.stable(topic, partition)?;
+        if stable >= written || Instant::now() >= deadline {
+            return Ok(stable);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
