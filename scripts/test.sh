@@ -39,8 +39,18 @@ suite "units and logs" cargo test --lib --quiet -- --skip simulation
 suite "black box" cargo test --test blackbox --quiet -- --skip kills_lose
 suite "kill (${HEADWATER_KILLS:-10} kills per log)" cargo test --test blackbox -- --nocapture --test-threads 1 kills_lose
 
-# A test that leaves a process behind has failed, whatever it said.
-left=$(pgrep -fa -- "$work" | grep -v -e pgrep -e test.sh || true)
+# A test that leaves a process behind has failed, whatever it said. The daemons are started with relative paths, so it is
+# their working directory that gives them away and not their command line.
+left() {
+    local place pid
+    pgrep -fa -- "$work" | grep -v -e pgrep -e test.sh || true
+    for place in /proc/[0-9]*/cwd; do
+        [[ $(readlink "$place" 2> /dev/null) == "$work"/* ]] || continue
+        pid=${place//[!0-9]/}
+        echo "$pid $(tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null)"
+    done
+}
+left=$(left)
 if [ -n "$left" ]; then
     echo "processes left behind:"
     echo "$left"
