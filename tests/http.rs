@@ -7,11 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{
-    PATIENCE,
-    daemon::Home,
-    postgres::{Database, Postgres},
-};
+use crate::support::{PATIENCE, daemon::Home, postgres::Postgres};
 
 /// An answer, as it came over the wire.
 struct Answer {
@@ -41,18 +37,11 @@ fn json(answer: &Answer) -> Value {
     serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {}", answer.body))
 }
 
-fn shop(database: &Database) -> Home {
-    database.sql("CREATE TABLE public.orders (id int PRIMARY KEY, note text)");
-    let home = Home::new();
-    home.shop(&database.url(), "public.orders", "");
-    home
-}
-
 #[test]
 fn a_daemon_that_streams_is_healthy_and_ready() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     assert_eq!((get(&home, "/healthz").code, get(&home, "/healthz").body.trim()), (200, "ok"));
@@ -80,7 +69,7 @@ fn a_daemon_that_waits_is_healthy_and_not_ready() {
 fn the_status_has_the_shape_that_programs_rely_on() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     database.sql("INSERT INTO public.orders VALUES (1), (2), (3)");
@@ -102,7 +91,7 @@ fn the_status_has_the_shape_that_programs_rely_on() {
 fn metrics_count_what_was_published() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     let value = |page: &str, name: &str| -> f64 {
@@ -147,7 +136,7 @@ fn metrics_count_what_was_published() {
 fn a_page_of_another_site_gets_nothing() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     for path in ["/v1/status", "/metrics", "/readyz"] {
@@ -162,7 +151,7 @@ fn a_page_of_another_site_gets_nothing() {
 fn http_can_be_off() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     home.write(
         "headwater.yaml",
         "log: { kind: embedded, path: ./data }\nhttp: { listen: off }\ninclude: [ connectors/*.yaml ]\n",

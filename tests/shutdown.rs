@@ -2,25 +2,13 @@
 
 use std::net::{TcpListener, TcpStream};
 
-use crate::support::{
-    PATIENCE,
-    daemon::Home,
-    postgres::{Database, Postgres},
-    wait_until,
-};
-
-fn shop(database: &Database) -> Home {
-    database.sql("CREATE TABLE public.orders (id int PRIMARY KEY, note text)");
-    let home = Home::new();
-    home.shop(&database.url(), "public.orders", "");
-    home
-}
+use crate::support::{PATIENCE, daemon::Home, postgres::Postgres, wait_until};
 
 #[test]
 fn sigterm_and_sigint_end_in_order() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     for (life, signal) in ["TERM", "INT"].into_iter().enumerate() {
         let mut daemon = home.start();
         daemon.wait_state("shop", "streaming");
@@ -43,7 +31,7 @@ fn sigterm_and_sigint_end_in_order() {
 fn a_stop_in_the_middle_of_work_loses_and_repeats_nothing() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     for bulk in 0..3 {
@@ -77,7 +65,7 @@ fn a_connector_that_hangs_does_not_keep_the_daemon() {
 fn sighup_does_not_end_the_daemon() {
     let server = Postgres::shared();
     let database = server.database();
-    let home = shop(&database);
+    let home = Home::of_orders(&database);
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     daemon.signal("HUP");

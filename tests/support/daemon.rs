@@ -11,7 +11,12 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{PATIENCE, free_port, postgres::PASSWORD, record::Record, signal, temp_dir, wait_exit, wait_until};
+use super::{
+    PATIENCE, free_port,
+    postgres::{Database, PASSWORD},
+    record::Record,
+    signal, temp_dir, wait_exit, wait_until,
+};
 
 /// The variable that holds the password in the configs of the tests.
 pub const PASSWORD_VARIABLE: &str = "SHOP_PASSWORD";
@@ -24,6 +29,14 @@ pub struct Home {
 }
 
 impl Home {
+    /// A new home whose connector `shop` captures one small table, `public.orders`, that is made here.
+    pub fn of_orders(database: &Database) -> Self {
+        database.sql("CREATE TABLE public.orders (id int PRIMARY KEY, note text)");
+        let home = Self::new();
+        home.shop(&database.url(), "public.orders", "");
+        home
+    }
+
     /// A directory with a main file for the embedded log; connectors are still missing.
     pub fn new() -> Self {
         let home = Self::with_main("");
