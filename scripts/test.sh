@@ -27,16 +27,54 @@ suite() {
 }
 failed=
 
-# The servers are found or fetched before the clock of the suites that need them runs.
-HEADWATER_PG_BIN=$(scripts/postgres-path.sh)
-export HEADWATER_PG_BIN
+# The servers are found or fetched before the clock of the suites that need them runs. postgres-path.sh has the list of versions.
+majors=() running=()
+while read -r major bin; do
+    majors+=("$major")
+    export "HEADWATER_PG_BIN_$major=$bin"
+done < <(scripts/postgres-path.sh --all)
+if [ "${#majors[@]}" = 0 ]; then echo "no PostgreSQL to test with"; exit 1; fi
+on() { local bin=HEADWATER_PG_BIN_$1; export HEADWATER_PG_BIN=${!bin}; }
+oldest=${majors[0]} newest=${majors[${#majors[@]} - 1]}
+
+# Suites of the PostgreSQL source that every version has to pass; the others start the version that they are about.
+on_each=" suite stops types login "
+each=() rest=(--lib)
+for file in connectors/postgres/tests/*.rs; do
+    name=$(basename "$file" .rs)
+    if [[ "$on_each" == *" $name "* ]]; then each+=(--test "$name"); else rest+=(--test "$name"); fi
+done
+
+# All versions at once: much of their time is waiting. Their output is shown one after the other.
+versions() {
+    local major status=0
+    for major in "${majors[@]}"; do
+        (
+            on "$major"
+            began=$SECONDS bad=0
+            cargo test --quiet --no-fail-fast -p headwater-postgres "${each[@]}" > "$work/postgres-$major" 2>&1 || bad=1
+            echo "== PostgreSQL $major: $((SECONDS - began)) s" >> "$work/postgres-$major"
+            exit $bad
+        ) &
+        running+=("$!")
+    done
+    for major in "${!running[@]}"; do wait "${running[$major]}" || status=1; done
+    for major in "${majors[@]}"; do cat "$work/postgres-$major"; done
+    return $status
+}
+
 suite "Kafka $(basename "$(scripts/kafka-path.sh)")" true
 suite "format and lints" scripts/lint.sh
 suite "build" cargo test --workspace --no-run --quiet
 suite "simulation (${HEADWATER_SEEDS:-2500} seeds)" cargo test --lib --quiet simulation -- --nocapture
-suite "contract and PostgreSQL source" cargo test --quiet --no-fail-fast -p headwater-connector -p headwater-postgres
+suite "contract" cargo test --quiet --no-fail-fast -p headwater-connector
+suite "PostgreSQL source on ${majors[*]}" versions
+on "$newest"
+suite "PostgreSQL source, the rest" cargo test --quiet --no-fail-fast -p headwater-postgres "${rest[@]}"
 suite "units and logs" cargo test --lib --quiet -- --skip simulation
-suite "black box" cargo test --test blackbox --quiet -- --skip kills_lose
+suite "black box on PostgreSQL $newest" cargo test --test blackbox --quiet -- --skip kills_lose
+on "$oldest"
+suite "events on PostgreSQL $oldest" cargo test --test blackbox --quiet -- ingest
 suite "kill (${HEADWATER_KILLS:-10} kills per log)" cargo test --test blackbox -- --nocapture --test-threads 1 kills_lose
 
 # A test that leaves a process behind has failed, whatever it said. The daemons are started with relative paths, so it is

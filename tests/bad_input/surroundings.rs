@@ -12,7 +12,7 @@ use crate::support::{
     PATIENCE,
     daemon::{Daemon, Home},
     postgres::{Database, PASSWORD, Postgres},
-    postgres_bin, wait_until,
+    postgres_program, wait_until,
 };
 
 fn prepare(database: &Database) -> Home {
@@ -138,7 +138,7 @@ impl Thief {
     fn start(server: &Postgres, database: &Database) -> Self {
         let slot = database.slot();
         let publication = database.value("SELECT pubname FROM pg_publication");
-        let child = Command::new(postgres_bin().join("pg_recvlogical"))
+        let child = Command::new(postgres_program("pg_recvlogical"))
             .args(["-h", "127.0.0.1", "-U", "postgres", "-w", "--start", "-f", "/dev/null", "--status-interval=0"])
             .args(["-p", &server.port().to_string(), "-d", &database.name, "-S", &slot])
             .args(["-o", "proto_version=1", "-o", &format!("publication_names={publication}")])

@@ -8,9 +8,11 @@ pub mod record;
 pub mod workload;
 
 use std::{
+    collections::HashMap,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::{LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
@@ -74,16 +76,29 @@ pub fn wait_exit(child: &mut Child, what: &str, deadline: Duration) -> std::proc
     }
 }
 
-/// The directory of the PostgreSQL programs, found or installed by the project's own script.
-pub fn postgres_bin() -> PathBuf {
-    use std::sync::OnceLock;
-    static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| {
-        let script = root().join("scripts/postgres-path.sh");
-        let output = Command::new(&script).output().expect("scripts/postgres-path.sh runs");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "no PostgreSQL to test with: {errors}");
-        PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
-    })
-    .clone()
+/// The directory of the PostgreSQL programs, found or installed by the project's own script: of any version, or of the major one that
+/// is asked for.
+pub fn postgres_bin(major: Option<u32>) -> PathBuf {
+    postgres_path(major.map(|major| major.to_string()).into_iter().collect())
+}
+
+/// One of PostgreSQL's client programs, which work with servers of any version.
+pub fn postgres_program(name: &str) -> PathBuf {
+    postgres_path(vec!["--program".to_owned(), name.to_owned()])
+}
+
+fn postgres_path(arguments: Vec<String>) -> PathBuf {
+    type Found = HashMap<Vec<String>, PathBuf>;
+    static FOUND: LazyLock<Mutex<Found>> = LazyLock::new(Mutex::default);
+    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(path) = found.get(&arguments) {
+        return path.clone();
+    }
+    let output = Command::new(root().join("scripts/postgres-path.sh")).args(&arguments).output();
+    let output = output.expect("scripts/postgres-path.sh runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "no PostgreSQL to test with: {errors}");
+    let path = PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim());
+    found.insert(arguments, path.clone());
+    path
 }

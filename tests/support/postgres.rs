@@ -21,6 +21,7 @@ pub const PASSWORD: &str = "secret-of-the-tests";
 
 /// A running server.
 pub struct Postgres {
+    bin: PathBuf,
     dir: TempDir,
     port: u16,
     process: Mutex<Option<Child>>,
@@ -35,8 +36,17 @@ impl Postgres {
 
     /// A server with further lines for its configuration; the last line of a name wins.
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_from(postgres_bin(None), settings)
+    }
+
+    /// A server of a certain major version, whatever the version of this run is.
+    pub fn start_version(major: u32, settings: &[&str]) -> Self {
+        Self::start_from(postgres_bin(Some(major)), settings)
+    }
+
+    fn start_from(bin: PathBuf, settings: &[&str]) -> Self {
         let dir = temp_dir();
-        let server = Self { dir, port: free_port(), process: Mutex::new(None), databases: AtomicU32::new(0) };
+        let server = Self { bin, dir, port: free_port(), process: Mutex::new(None), databases: AtomicU32::new(0) };
         server.init(settings);
         server.launch();
         server
@@ -112,7 +122,8 @@ impl Postgres {
         let data = self.data();
         fs::create_dir(&data).expect("the data directory");
         as_server_user_owns(&[self.dir.path(), &data, &password]);
-        let output = server_program("initdb")
+        let output = self
+            .program("initdb")
             .args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"])
             .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
             .arg(format!("--pwfile={}", password.display()))
@@ -133,10 +144,26 @@ impl Postgres {
         fs::write(config, text).expect("postgresql.conf");
     }
 
+    /// A program of the server as the user that may run it: PostgreSQL refuses root.
+    fn program(&self, name: &str) -> Command {
+        let program = self.bin.join(name);
+        let mut command = if is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        // The working directory of the tests may be closed to that user, and messages must not depend on the machine's language.
+        command.current_dir("/").env("LC_ALL", "C").env("HOME", "/tmp");
+        command
+    }
+
     fn launch(&self) {
         let log =
             fs::File::options().create(true).append(true).open(self.dir.path().join("server.log")).expect("the server's log");
-        let child = server_program("postgres")
+        let child = self
+            .program("postgres")
             .arg("-D")
             .arg(self.data())
             .stdin(Stdio::null())
@@ -231,21 +258,6 @@ impl Database<'_> {
     pub fn slot(&self) -> String {
         self.value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND plugin = 'pgoutput'")
     }
-}
-
-/// A program of the server as the user that may run it: PostgreSQL refuses root.
-fn server_program(name: &str) -> Command {
-    let program = postgres_bin().join(name);
-    let mut command = if is_root() {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
-        command
-    } else {
-        Command::new(program)
-    };
-    // The working directory of the tests may be closed to that user, and messages must not depend on the machine's language.
-    command.current_dir("/").env("LC_ALL", "C").env("HOME", "/tmp");
-    command
 }
 
 fn is_root() -> bool {

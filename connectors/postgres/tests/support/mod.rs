@@ -2,12 +2,15 @@
 
 #![allow(dead_code)]
 
+pub mod sql;
+
 use std::{
+    collections::HashMap,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Mutex, OnceLock,
+        LazyLock, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -21,6 +24,8 @@ pub struct Postgres {
     directory: tempfile::TempDir,
     /// TCP port on 127.0.0.1.
     pub port: u16,
+    /// Its major version.
+    pub major: u32,
 }
 
 impl Postgres {
@@ -31,10 +36,17 @@ impl Postgres {
 
     /// The same; `prepare` may put files into the data directory and returns more settings.
     pub fn start_with(settings: &[&str], hba: &str, prepare: impl FnOnce(&Path) -> String) -> Self {
-        let bin = find_binaries();
-        let directory = tempfile::Builder::new().prefix("hw-pg-").tempdir().expect("a temporary directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
-        let server = Self { bin, directory, port };
+        Self::start_on(None, settings, hba, prepare)
+    }
+
+    /// One of a certain major version, whatever the version of this run is.
+    pub fn start_version(major: u32, settings: &[&str]) -> Self {
+        Self::start_on(Some(major), settings, "", |_| String::new())
+    }
+
+    fn start_on(version: Option<u32>, settings: &[&str], hba: &str, prepare: impl FnOnce(&Path) -> String) -> Self {
+        let server = Self::placed(find_binaries(version));
+        let port = server.port;
         let data = server.data();
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(server.directory.path()));
@@ -58,6 +70,13 @@ impl Postgres {
         server.boot();
         guard(&server);
         server
+    }
+
+    /// A place for a server: a directory and a port.
+    fn placed((bin, major): (PathBuf, u32)) -> Self {
+        let directory = tempfile::Builder::new().prefix("hw-pg-").tempdir().expect("a temporary directory");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+        Self { bin, directory, port, major }
     }
 
     /// The data directory.
@@ -113,28 +132,14 @@ impl Postgres {
         name
     }
 
-    /// Runs statements as the superuser; one transaction unless they say otherwise. Panics on an error.
+    /// Runs statements as the superuser, each in a transaction of its own unless they say otherwise. Panics on an error.
     pub fn sql(&self, database: &str, statements: &str) -> String {
         self.try_sql(database, statements).unwrap_or_else(|error| panic!("{error}\nin: {statements:.300}"))
     }
 
-    /// Like [`sql`](Self::sql); unaligned rows, or the error.
+    /// Like [`sql`](Self::sql); the rows as lines, or the error.
     pub fn try_sql(&self, database: &str, statements: &str) -> Result<String, String> {
-        let psql = [self.bin.join("psql"), PathBuf::from("psql")].into_iter().find(|path| path.is_absolute() && path.exists());
-        let mut command = Command::new(psql.unwrap_or_else(|| "psql".into()));
-        command.args(["-h", "127.0.0.1", "-U", "postgres", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
-        command.args(["-p", &self.port.to_string(), "-d", database, "-f", "-"]).env("PGOPTIONS", "-c client_min_messages=error");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("psql is installed");
-        {
-            use std::io::Write;
-            child.stdin.take().expect("piped").write_all(statements.as_bytes()).expect("psql reads");
-        }
-        let output = child.wait_with_output().expect("psql ends");
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        sql::run(self.port, database, statements)
     }
 
     /// `postgres://postgres@127.0.0.1:PORT/DATABASE`
@@ -189,26 +194,26 @@ fn is_root() -> bool {
     })
 }
 
-fn find_binaries() -> PathBuf {
-    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut found = FOUND.lock().expect("no panic inside");
-    found.get_or_insert_with(search).clone()
+/// The directory of the programs and their major version: of this run (`HEADWATER_PG_BIN`, else what the project's script finds), or
+/// the one that is asked for.
+fn find_binaries(version: Option<u32>) -> (PathBuf, u32) {
+    type Found = HashMap<Option<u32>, (PathBuf, u32)>;
+    static FOUND: LazyLock<Mutex<Found>> = LazyLock::new(Mutex::default);
+    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    found.entry(version).or_insert_with(|| search(version)).clone()
 }
 
-fn search() -> PathBuf {
-    let has = |path: &PathBuf| path.join("initdb").exists();
-    let given = std::env::var_os("HEADWATER_PG_BIN").map(PathBuf::from);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/postgres-path.sh");
-    let scripted = script.exists().then(|| Command::new(&script).output().ok()).flatten();
-    let scripted = scripted.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
-    let on_path = std::env::var_os("PATH").map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>()).unwrap_or_default();
-    let mut debian: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect())
-        .unwrap_or_default();
-    debian.sort();
-    debian.reverse();
-    let found = given.into_iter().chain(scripted).chain(on_path).chain(debian).find(has);
-    found.expect("no PostgreSQL was found: set HEADWATER_PG_BIN to a directory with initdb, pg_ctl and postgres")
+fn search(version: Option<u32>) -> (PathBuf, u32) {
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/postgres-path.sh"));
+    let output = script.args(version.map(|major| major.to_string())).output().expect("scripts/postgres-path.sh runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "no PostgreSQL to test with: {errors}");
+    let bin = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let output = Command::new(bin.join("postgres")).arg("--version").output().expect("postgres runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let digits = text.trim_start_matches(|letter: char| !letter.is_ascii_digit());
+    let major = digits.split(|letter: char| !letter.is_ascii_digit()).next().and_then(|major| major.parse().ok());
+    (bin, major.unwrap_or_else(|| panic!("no version in {text}")))
 }
 
 /// Polls until it holds; panics after ten seconds.
