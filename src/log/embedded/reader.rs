@@ -30,7 +30,7 @@ const IDLE_CONNECTIONS: usize = 4;
 const READ_BYTES: usize = 8 << 20;
 
 /// How often another process looks for new records.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Tells readers in this process that a partition has new records.
 #[derive(Default)]

@@ -1,0 +1,173 @@
+//! The daemon under measurement.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    backlog::Backlog,
+    drain::{Contestant, Drained},
+    process::{cpu, get, memory_kib},
+    server::Server,
+    support::{free_port, signal, temp_dir, wait_exit, wait_until},
+};
+
+/// Longer than anything here takes.
+pub const LIMIT: Duration = Duration::from_secs(900);
+
+/// A daemon with one connector over the table `bench`.
+pub struct Daemon {
+    dir: TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts a connector of this name on a slot that exists or is made.
+    pub fn start(server: &Server, log: Contestant, name: &str, slot: &str) -> Self {
+        let (dir, port) = (temp_dir(), free_port());
+        let place = match log {
+            Contestant::Kafka => format!("{{ kind: kafka, bootstrap_servers: [\"{}\"] }}", server.kafka().bootstrap),
+            _ => "{ kind: embedded, path: ./log }".to_owned(),
+        };
+        let text = format!(
+            "log: {place}\nhttp: {{ listen: 127.0.0.1:{port} }}\nconnectors:\n  {name}:\n    source:\n      kind: postgres\n      \
+             url: postgres://postgres@127.0.0.1:{}/postgres\n      password: {{ env: BENCH_PASSWORD }}\n      \
+             tables: [ public.bench ]\n      slot: {slot}\n      publication: bench\n",
+            server.port()
+        );
+        fs::write(dir.path().join("headwater.yaml"), text).expect("the config");
+        let child = spawn(&dir.path().to_owned(), server.password());
+        Self { dir, port, child }
+    }
+
+    /// Starts it once more on the same config.
+    pub fn start_again(&mut self, server: &Server) {
+        self.child = spawn(&self.dir.path().to_owned(), server.password());
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("its end");
+    }
+
+    /// SIGTERM.
+    pub fn stop(mut self) {
+        signal(&self.child, "TERM");
+        wait_exit(&mut self.child, "headwater", LIMIT);
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The directory of its config and of its embedded log.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    /// Waits until its one connector shows something in the status.
+    pub fn wait_for(&mut self, what: &str, is_so: impl Fn(&serde_json::Value) -> bool) {
+        let url = format!("http://127.0.0.1:{}/v1/status", self.port);
+        wait_until(what, LIMIT, || {
+            if let Some(status) = self.child.try_wait().expect("its state") {
+                panic!("headwater ended with {status}: {}", self.said());
+            }
+            let status = get(&url).ok_or("no answer")?;
+            let connector = &status["connectors"][0];
+            if is_so(connector) { Ok(()) } else { Err(connector.to_string()) }
+        });
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.dir.path().join("output")).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(dir: &PathBuf, password: &str) -> Child {
+    let output = fs::File::options().create(true).append(true).open(dir.join("output")).expect("its output");
+    Command::new(env!("CARGO_BIN_EXE_headwater"))
+        .args(["-c", "headwater.yaml", "run"])
+        .current_dir(dir)
+        .env("BENCH_PASSWORD", password)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().expect("a second handle"))
+        .stderr(output)
+        .spawn()
+        .expect("headwater starts")
+}
+
+/// Drains a backlog.
+pub fn drain(server: &Server, backlog: &Backlog, log: Contestant, round: usize) -> Drained {
+    if log == Contestant::Kafka {
+        server.kafka();
+    }
+    let name = format!("{}_{}", backlog.shape.name, log.slot(round));
+    let began = Instant::now();
+    let mut daemon = Daemon::start(server, log, &name, &log.slot(round));
+    daemon.wait_for("all rows", |connector| connector["events"].as_u64() == Some(backlog.shape.rows));
+    let drained =
+        Drained { seconds: began.elapsed().as_secs_f64(), cpu: cpu(daemon.pid()), peak_kib: memory_kib(daemon.pid(), "VmHWM") };
+    daemon.stop();
+    drained
+}
+
+/// From the start of the process after a SIGKILL until the first new event is committed.
+pub fn restarts(server: &Server) {
+    println!(
+        "\n### restart\n\nSIGKILL while 100-row transactions flow, then a new process: until its first event is committed.\n"
+    );
+    println!("| Log | Seconds, each of 5 |\n|---|---|");
+    for log in [Contestant::Embedded, Contestant::Kafka] {
+        let table = crate::latency::Table::make(server);
+        let name = format!("restart_{}", log.slot(0));
+        let mut daemon = Daemon::start(server, log, &name, &name);
+        daemon.wait_for("streaming", |connector| connector["state"] == "streaming");
+        let load = table.load(server, 2_000.0);
+        let mut seconds = Vec::new();
+        for _ in 0..5 {
+            daemon.wait_for("events", |connector| connector["events"].as_u64() > Some(2_000));
+            daemon.kill();
+            let began = Instant::now();
+            daemon.start_again(server);
+            daemon.wait_for("the first event", |connector| connector["events"].as_u64() > Some(0));
+            seconds.push(format!("{:.2}", began.elapsed().as_secs_f64()));
+        }
+        load.stop();
+        println!("| {} | {} |", log.title(), seconds.join(", "));
+        daemon.stop();
+        table.drop(server);
+    }
+}
+
+/// Memory of a daemon that has nothing to do.
+pub fn idle(server: &Server) {
+    println!("\n### idle\n\nA fresh connector over one table without traffic, 10 s after it streams.\n");
+    println!("| Log | Resident MiB | CPU ms in 10 s |\n|---|---|---|");
+    for log in [Contestant::Embedded, Contestant::Kafka] {
+        let table = crate::latency::Table::make(server);
+        let name = format!("idle_{}", log.slot(0));
+        let mut daemon = Daemon::start(server, log, &name, &name);
+        daemon.wait_for("streaming", |connector| connector["state"] == "streaming");
+        let before = cpu(daemon.pid());
+        std::thread::sleep(Duration::from_secs(10));
+        let (now, kib) = (cpu(daemon.pid()), memory_kib(daemon.pid(), "VmRSS"));
+        println!("| {} | {} | {} |", log.title(), kib / 1024, (now - before).as_millis());
+        daemon.stop();
+        table.drop(server);
+    }
+}

@@ -1,0 +1,203 @@
+//! From the sending of a row's transaction to the moment a reader of the topic has its event.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use headwater::log::{From, LogReader, Mode};
+
+use crate::{drain::Contestant, headwater::Daemon, server::Server};
+
+/// Connections that insert.
+const LOADERS: u64 = 2;
+
+/// What is measured, after as long a time as this for things to settle.
+const SETTLE: Duration = Duration::from_secs(4);
+const MEASURE: Duration = Duration::from_secs(20);
+
+/// The ordinary table of ten columns, fed at a steady rate. `customer` holds the time of sending in µs.
+pub struct Table;
+
+impl Table {
+    /// Creates it, empty.
+    pub fn make(server: &Server) -> Self {
+        server
+            .client()
+            .batch_execute(
+                "CREATE TABLE bench (id int8 PRIMARY KEY, customer int8, status text, total numeric(12,2), note text, qty int4, \
+                 active bool, created timestamptz, updated timestamp, code varchar(32)); CREATE PUBLICATION bench FOR TABLE bench",
+            )
+            .expect("the table");
+        Self
+    }
+
+    /// Inserts in transactions of 100 rows until it is stopped.
+    pub fn load(&self, server: &Server, rows_per_second: f64) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let pause = Duration::from_secs_f64(100.0 * LOADERS as f64 / rows_per_second);
+        let threads = (0..LOADERS)
+            .map(|loader| {
+                let (stop, sent, mut client) = (Arc::clone(&stop), Arc::clone(&sent), server.client());
+                std::thread::spawn(move || {
+                    // The walsender sends what is flushed, and without this nobody flushes for up to 200 ms.
+                    client.batch_execute("SET synchronous_commit = on").expect("a setting");
+                    let insert = client
+                        .prepare(
+                            "INSERT INTO bench SELECT i, $2, 'status-' || i % 7, i * 1.25, \
+                             'a note of some length that pads the row to size ' || i, i % 100, i % 2 = 0, now(), now(), 'code-' || i \
+                             FROM generate_series($1::int8, $1 + 99) i",
+                        )
+                        .expect("the statement");
+                    let (mut next, mut id) = (Instant::now(), loader as i64 * 1_000_000_000);
+                    while !stop.load(Ordering::Relaxed) {
+                        client.execute(&insert, &[&id, &now_us()]).expect("the rows");
+                        sent.fetch_add(100, Ordering::Relaxed);
+                        id += 100;
+                        next += pause;
+                        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                    }
+                })
+            })
+            .collect();
+        Load { stop, sent, threads }
+    }
+
+    /// Removes it and the slot of the daemon that has ended.
+    pub fn drop(self, server: &Server) {
+        server
+            .client()
+            .batch_execute(
+                "DROP PUBLICATION bench; DROP TABLE bench; \
+                 SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active",
+            )
+            .expect("the table goes");
+    }
+}
+
+/// Connections that insert.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Ends them.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("a loader");
+        }
+    }
+}
+
+/// Measures both logs, each at half of the rate it drains a backlog with.
+pub fn run(server: &Server, drained: &BTreeMap<Contestant, f64>) {
+    println!("\n### latency\n");
+    println!(
+        "From the sending of an INSERT of 100 rows (its execution and commit included) to the reader of a topic having the event, \
+         for every event of {} s; {LOADERS} connections insert, server, daemon, broker, reader and inserters share the cores.\n",
+        MEASURE.as_secs()
+    );
+    println!("| Log | Rows/s asked | Rows/s inserted | p50 ms | p95 ms | p99 ms | p99.9 ms | max ms | Resident MiB |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for log in [Contestant::Embedded, Contestant::Kafka] {
+        let rate = drained.get(&log).copied().unwrap_or(120_000.0) / 2.0;
+        for part in [1.0, 0.02] {
+            measure(server, log, rate * part);
+        }
+    }
+}
+
+fn measure(server: &Server, log: Contestant, rate: f64) {
+    let table = Table::make(server);
+    let name = format!("latency_{}_{}", log.slot(0), rate as u64);
+    let mut daemon = Daemon::start(server, log, &name, &name);
+    daemon.wait_for("streaming", |connector| connector["state"] == "streaming");
+    let load = table.load(server, rate);
+    let (dir, topic) = (daemon.dir().to_owned(), format!("{name}.bench"));
+    let reader = std::thread::spawn(move || read(&dir, &topic));
+    std::thread::sleep(SETTLE);
+    let before = load.sent.load(Ordering::Relaxed);
+    std::thread::sleep(MEASURE);
+    let inserted = load.sent.load(Ordering::Relaxed) - before;
+    let mut micros = reader.join().expect("the reader");
+    let resident = crate::process::memory_kib(daemon.pid(), "VmRSS") / 1024;
+    load.stop();
+    micros.sort_unstable();
+    let at =
+        |part: f64| micros.get(((micros.len() as f64 * part) as usize).min(micros.len().saturating_sub(1))).copied().unwrap_or(0);
+    let ms = |part: f64| format!("{:.1}", at(part) as f64 / 1000.0);
+    println!(
+        "| {} | {rate:.0} | {:.0} | {} | {} | {} | {} | {} | {resident} |",
+        log.title(),
+        inserted as f64 / MEASURE.as_secs_f64(),
+        ms(0.5),
+        ms(0.95),
+        ms(0.99),
+        ms(0.999),
+        ms(1.0)
+    );
+    daemon.stop();
+    table.drop(server);
+}
+
+/// The ages of the events that came while it measured, in µs.
+fn read(dir: &Path, topic: &str) -> Vec<u64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (plan, prefix) =
+            headwater::config::load::load_log(&dir.join("headwater.yaml"), std::iter::empty()).expect("the config");
+        let log = headwater::log::open(&plan, &prefix, Mode::Reader).await.expect("the log");
+        let partitions = log.topics(&[topic.to_owned()]).await.expect("topics")[0].as_ref().map_or(1, |state| state.partitions);
+        let mut readers = Vec::new();
+        for partition in 0..partitions {
+            readers.push(log.reader(topic, partition, From::Latest).await.expect("a reader"));
+        }
+        let (begin, mut micros) = (Instant::now() + SETTLE, Vec::new());
+        let tasks = tokio::task::LocalSet::new();
+        let all: Vec<_> = readers.into_iter().map(|reader| tasks.spawn_local(read_one(reader, begin))).collect();
+        tasks
+            .run_until(async {
+                for one in all {
+                    micros.extend(one.await.expect("a reader"));
+                }
+            })
+            .await;
+        micros
+    })
+}
+
+async fn read_one(mut reader: Box<dyn LogReader>, begin: Instant) -> Vec<u64> {
+    let mut micros = Vec::new();
+    while begin.elapsed() < MEASURE || Instant::now() < begin {
+        let records = reader.read(10_000, Duration::from_millis(100)).await.expect("records");
+        let now = now_us();
+        if Instant::now() < begin {
+            continue;
+        }
+        for value in records.iter().filter_map(|record| record.value.as_deref()) {
+            micros.push((now - sent_us(value)).max(0) as u64);
+        }
+    }
+    micros
+}
+
+/// The number behind `"customer":`.
+fn sent_us(value: &[u8]) -> i64 {
+    const NAME: &[u8] = b"\"customer\":";
+    let at = value.windows(NAME.len()).position(|window| window == NAME).expect("the column") + NAME.len();
+    value[at..].iter().take_while(|byte| byte.is_ascii_digit()).fold(0, |number, byte| number * 10 + i64::from(byte - b'0'))
+}
+
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock behind 1970").as_micros() as i64
+}

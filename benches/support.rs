@@ -1,0 +1,13 @@
+//! The servers of the black-box tests, for the benchmark.
+
+#[allow(dead_code)]
+#[path = "../tests/support/common.rs"]
+mod common;
+#[allow(dead_code)]
+#[path = "../tests/support/kafka.rs"]
+pub mod kafka;
+#[allow(dead_code)]
+#[path = "../tests/support/postgres.rs"]
+pub mod postgres;
+
+pub use common::*;
