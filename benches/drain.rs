@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{backlog::Backlog, debezium, headwater, server::Server, support::postgres_bin};
+use crate::{backlog::Backlog, debezium, headwater, server::Server, support::postgres_program};
 
 /// Who drains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +64,7 @@ pub fn drain(server: &Server, backlog: &Backlog, contestant: Contestant, round: 
 
 fn recv(server: &Server, backlog: &Backlog, round: usize) -> Drained {
     let began = Instant::now();
-    let mut child = Command::new(postgres_bin().join("pg_recvlogical"))
+    let mut child = Command::new(postgres_program("pg_recvlogical"))
         .args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-U", "postgres", "-d", "postgres"])
         .args(["-S", &Contestant::Recv.slot(round), "--start", "-o", "proto_version=1", "-o", "publication_names=bench"])
         .args([&format!("--endpos={}", backlog.end), "-F", "0", "-f", "/dev/null"])

@@ -7,7 +7,7 @@ use postgres::Client;
 use crate::support::{
     kafka::Kafka,
     postgres::{PASSWORD, Postgres},
-    postgres_bin,
+    postgres_program,
 };
 
 /// Settings of a server that is meant to be fast; the later line of a name wins over the tests' own.
@@ -29,7 +29,7 @@ pub struct Server {
 impl Server {
     /// Starts PostgreSQL, whose client programs must be there too.
     pub fn start() -> Self {
-        let recv = postgres_bin().join("pg_recvlogical");
+        let recv = postgres_program("pg_recvlogical");
         assert!(recv.exists(), "{} is missing; install PostgreSQL with its client programs", recv.display());
         Self { postgres: Postgres::start_with(SETTINGS), kafka: OnceLock::new() }
     }
