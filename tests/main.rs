@@ -3,6 +3,7 @@
 mod bad_input;
 mod checker;
 mod cli;
+mod control;
 mod http;
 mod ingest;
 mod kafka;

@@ -62,7 +62,7 @@ fn a_connector_that_hangs_does_not_keep_the_daemon() {
 }
 
 #[test]
-fn sighup_does_not_end_the_daemon() {
+fn sighup_with_the_same_files_changes_nothing() {
     let server = Postgres::shared();
     let database = server.database();
     let home = Home::of_orders(&database);

@@ -4,6 +4,7 @@ pub mod check;
 pub mod codes;
 pub mod completions;
 pub mod connectors;
+pub mod control;
 pub mod demo;
 pub mod exit;
 pub mod explain;
@@ -28,6 +29,7 @@ Examples:
   headwater plan                      What would run create? Changes nothing
   headwater run                       Run every connector until SIGTERM or Ctrl-C
   headwater status                    What is running, and how far behind is it?
+  headwater pause shop                Stop a connector until `headwater resume shop`
   headwater tail shop.orders          Print events as they are committed
   headwater connectors postgres       All options of a kind of connector
   headwater explain HW1002            What an error code means, and how to mend it
@@ -61,6 +63,12 @@ pub enum Command {
     Plan,
     /// Ask the running daemon for state, lag and last error of each connector.
     Status,
+    /// Stop a connector in order and keep it stopped, also over restarts of the daemon, until `resume`.
+    Pause(control::Args),
+    /// End the pause of a connector.
+    Resume(control::Args),
+    /// Start a connector anew from its checkpoint, whatever its state.
+    Restart(control::Args),
     /// Print the committed events of a topic.
     Tail(tail::Args),
     /// A small shop on a real PostgreSQL becomes topics, while the daemon is killed again and again.
@@ -136,6 +144,9 @@ fn execute(cli: &Cli, output: &mut Output) -> Outcome {
         Command::Check => check::run(&cli.config, output),
         Command::Plan => plan::run(&cli.config, output),
         Command::Status => status::run(&cli.config, output),
+        Command::Pause(args) => control::run(&cli.config, "pause", args, output),
+        Command::Resume(args) => control::run(&cli.config, "resume", args, output),
+        Command::Restart(args) => control::run(&cli.config, "restart", args, output),
         Command::Tail(args) => tail::run(&cli.config, args, output),
         Command::Demo(args) => demo::run(args),
         Command::Connectors(args) => connectors::run(args, output),

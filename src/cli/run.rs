@@ -9,7 +9,12 @@ use tokio::{
 };
 
 use super::{Failure, Outcome, environment, exit, output::Output, start_failed};
-use crate::{config::plan::Plan, http, log, pipeline::Daemon, shutdown, telemetry};
+use crate::{
+    config::plan::Plan,
+    http, log,
+    pipeline::{Daemon, reload::reload},
+    shutdown, telemetry,
+};
 
 /// A stop in order may take this long; then it is cut short, which loses nothing.
 const STOP: Duration = Duration::from_millis(4500);
@@ -25,7 +30,7 @@ pub fn run(config: &Path, output: &mut Output) -> Outcome {
     telemetry::init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(start_failed).map_err(Failure::from)?;
-    let ended = runtime.block_on(daemon(&plan));
+    let ended = runtime.block_on(daemon(config, plan));
     // A client library that hangs on a dead server must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(300));
     match ended? {
@@ -37,26 +42,40 @@ pub fn run(config: &Path, output: &mut Output) -> Outcome {
 /// Runs until a signal, or until every connector has ended; returns their errors.
 ///
 /// HTTP is bound and the log's lock is taken before any connector fences anybody.
-async fn daemon(plan: &Plan) -> Result<Vec<Error>, Failure> {
+async fn daemon(config: &Path, mut plan: Plan) -> Result<Vec<Error>, Failure> {
     let listener = match plan.listen {
         Some(listen) => Some(http::bind(listen).await?),
         None => None,
     };
     let log = log::open(&plan.log, &plan.prefix, log::Mode::Daemon).await?;
     let mut signals = Signals::new().map_err(start_failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(start_failed)?;
     let (trigger, shutdown) = shutdown::channel();
-    let daemon = Daemon::start(plan, &log, &shutdown);
+    let daemon = Daemon::start(&plan, &log, &shutdown);
+    let handle = daemon.handle();
     if let Some(listener) = listener {
         // Ends with the runtime: status answers as long as anything runs.
-        tokio::spawn(http::serve(listener, daemon.handle(), shutdown.clone()));
+        tokio::spawn(http::serve(listener, handle.clone(), shutdown.clone()));
     }
     tracing::info!(log = log.describe(), connectors = plan.sources.len(), "headwater runs");
     let ended = daemon.wait();
     tokio::pin!(ended);
-    tokio::select! {
-        errors = &mut ended => return Ok(errors),
-        () = signals.stop() => trigger.stop(),
+    loop {
+        tokio::select! {
+            errors = &mut ended => return Ok(errors),
+            () = signals.stop() => break,
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: reading the files again");
+                // A stop must not wait until a source that is asked about its tables has answered.
+                tokio::select! {
+                    taken = reload(&handle, &plan, crate::config::load(config, environment())) => plan = taken.unwrap_or(plan),
+                    () = signals.stop() => break,
+                    errors = &mut ended => return Ok(errors),
+                }
+            }
+        }
     }
+    trigger.stop();
     tracing::info!("stopping; a second signal stops at once");
     tokio::select! {
         errors = &mut ended => Ok(errors),
@@ -68,30 +87,21 @@ async fn daemon(plan: &Plan) -> Result<Vec<Error>, Failure> {
     }
 }
 
-/// The signals that a daemon listens to.
+/// The signals that end a daemon.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    /// Waits for SIGTERM or SIGINT. A SIGHUP does not end the daemon.
     async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => return,
-                _ = self.terminate.recv() => return,
-                _ = self.hangup.recv() => tracing::warn!("SIGHUP: files are read at the start only; restart to apply changes"),
-            }
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Outcome, codes, environment, exit,
+    Failure, Outcome, codes, environment, exit,
     output::{Cell, Format, Output, table},
 };
 
@@ -18,6 +18,14 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Deserialize)]
 struct Status {
     connectors: Vec<Connector>,
+    #[serde(default)]
+    config: Option<Config>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    loaded_at: String,
+    errors: Vec<LastError>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,21 +59,33 @@ struct LastError {
 
 /// Asks the daemon and prints its answer.
 pub fn run(config: &Path, output: &mut Output) -> Outcome {
-    let Some(address) = crate::config::load_http(config, environment())? else {
-        let error = Error::new(&codes::HTTP_OFF, "http.listen is off, so no daemon can be asked").at("file", config.display());
-        return Err(error.hint("Set http.listen to 127.0.0.1:8787 and restart the daemon.").into());
-    };
+    let address = address(config)?;
     let body = ask(address)?;
     print(&body, address, output)
 }
 
+/// Where the daemon of this config listens.
+pub(super) fn address(config: &Path) -> Result<SocketAddr, Failure> {
+    crate::config::load_http(config, environment())?.ok_or_else(|| {
+        let error = Error::new(&codes::HTTP_OFF, "http.listen is off, so no daemon can be asked").at("file", config.display());
+        error.hint("Set http.listen to 127.0.0.1:8787 and restart the daemon.").into()
+    })
+}
+
+/// A client that waits this long, and through no proxy: the daemon is on this machine.
+pub(super) fn agent(timeout: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).proxy(None).build().into()
+}
+
+/// Nobody answered at this address.
+pub(super) fn no_daemon(address: SocketAddr, error: ureq::Error) -> Error {
+    let error = Error::new(&codes::NO_DAEMON, "no daemon answers").at("address", address).caused_by(plainly(error));
+    error.hint("Start it with `headwater run`, or name its config file with -c.")
+}
+
 fn ask(address: SocketAddr) -> Result<String, Error> {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build().into();
-    let mut answer = agent.get(format!("http://{address}/v1/status")).call().map_err(|error| {
-        let error = Error::new(&codes::NO_DAEMON, "no daemon answers").at("address", address).caused_by(plainly(error));
-        error.hint("Start it with `headwater run`, or name its config file with -c.")
-    })?;
+    let answer = agent(TIMEOUT).get(format!("http://{address}/v1/status")).call();
+    let mut answer = answer.map_err(|error| no_daemon(address, error))?;
     if answer.status() != 200 {
         return Err(bad_answer(address, format!("the answer is HTTP {}", answer.status().as_u16())));
     }
@@ -80,7 +100,7 @@ fn plainly(error: ureq::Error) -> Box<dyn std::error::Error + Send + Sync> {
     }
 }
 
-fn bad_answer(address: SocketAddr, what: impl Into<String>) -> Error {
+pub(super) fn bad_answer(address: SocketAddr, what: impl Into<String>) -> Error {
     let error = Error::new(&codes::BAD_ANSWER, what).at("address", address);
     error.hint("Check which program listens there; set http.listen to a free port if it is not headwater.")
 }
@@ -110,16 +130,27 @@ fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
         output.line(&line)?;
     }
     for connector in &status.connectors {
-        let Some(error) = &connector.error else { continue };
-        let mut text = String::new();
-        let _ =
-            writeln!(text, "\n{} {}: {}", paint.bold(&connector.name), paint.colored(&error.code, AnsiColor::Red), error.message);
-        if let Some(hint) = error.hint.as_deref().filter(|hint| !hint.is_empty()) {
-            let _ = writeln!(text, "  {} {}", paint.colored("hint:", AnsiColor::Cyan), hint.replace('\n', "\n        "));
+        if connector.state == "paused" {
+            let name = paint.bold(&connector.name);
+            output.line(&format!("\n{name} is paused: its source keeps the log until `headwater resume {}`.", connector.name))?;
         }
-        output.bytes(text.as_bytes())?;
+        if let Some(error) = &connector.error {
+            write_error(&connector.name, error, output)?;
+        }
     }
-    Ok(())
+    let Some(config) = status.config.as_ref().filter(|config| !config.errors.is_empty()) else { return Ok(()) };
+    output.line(&format!("\nNewer config files were not taken; those of {} are in force:", config.loaded_at))?;
+    config.errors.iter().try_for_each(|error| write_error("config", error, output))
+}
+
+fn write_error(name: &str, error: &LastError, output: &mut Output) -> std::io::Result<()> {
+    let paint = output.paint();
+    let mut text = String::new();
+    let _ = writeln!(text, "\n{} {}: {}", paint.bold(name), paint.colored(&error.code, AnsiColor::Red), error.message);
+    if let Some(hint) = error.hint.as_deref().filter(|hint| !hint.is_empty()) {
+        let _ = writeln!(text, "  {} {}", paint.colored("hint:", AnsiColor::Cyan), hint.replace('\n', "\n        "));
+    }
+    output.bytes(text.as_bytes())
 }
 
 fn row(connector: &Connector) -> Vec<Cell> {

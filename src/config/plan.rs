@@ -7,6 +7,7 @@ use std::{
 };
 
 use headwater_connector::{ConnectorKind, Error, OptionFault, SourceConnector, SourceContext, codes::SECRET_MISSING};
+use sha2::{Digest, Sha256};
 
 use super::{
     codes, raw, rules,
@@ -28,6 +29,8 @@ pub struct Plan {
     pub sources: Vec<SourcePlan>,
     /// Findings that do not stop, for example a literal secret.
     pub warnings: Vec<Error>,
+    /// Equal for equal `log` parts.
+    pub log_fingerprint: String,
 }
 
 /// One source connector.
@@ -45,6 +48,8 @@ pub struct SourcePlan {
     pub commit: raw::CommitOptions,
     /// The file that declares it.
     pub file: PathBuf,
+    /// Equal for equal options; tells nothing about them, since a secret may be among them.
+    pub fingerprint: String,
 }
 
 /// Reads a validated tree. Faults are added to those that are known; parts that have one already are left out.
@@ -66,7 +71,14 @@ pub(super) fn plan(
     let reader = Reader { kinds, main, prefix: &prefix };
     let sources: Vec<SourcePlan> = connectors.iter().filter_map(|entry| reader.source(entry, faults)).collect();
     let (log, prefix) = log?;
-    Some(Plan { log, prefix, listen, sources, warnings })
+    let log_fingerprint = root.get("log").map_or_else(String::new, fingerprint);
+    Some(Plan { log, prefix, listen, sources, warnings, log_fingerprint })
+}
+
+/// Of a part of the config, to see whether it changed.
+fn fingerprint(node: &Node) -> String {
+    let digest = Sha256::digest(node.to_json().to_string());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The options whose shape is wrong, so that nothing can be read from them.
@@ -226,6 +238,7 @@ impl Reader<'_> {
                 events: connector.events,
                 commit: connector.commit,
                 file: entry.place.file().unwrap_or(self.main).to_owned(),
+                fingerprint: fingerprint(&entry.value),
             }),
         }
     }

@@ -66,6 +66,7 @@ pub async fn page(handle: &Handle) -> String {
             (State::Starting, "starting"),
             (State::Streaming, "streaming"),
             (State::Retrying, "retrying"),
+            (State::Paused, "paused"),
             (State::Stopped, "stopped"),
         ] {
             let label = ConnectorState { connector: view.name.clone(), state: word.to_owned() };

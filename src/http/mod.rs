@@ -7,17 +7,27 @@ use std::net::SocketAddr;
 
 use axum::{
     Json, Router,
-    extract::{Request, State},
+    extract::{DefaultBodyLimit, Path, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use headwater_connector::{Error, Kind, Result};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::{pipeline::Handle, shutdown::Shutdown};
+use crate::{
+    pipeline::{
+        Handle,
+        daemon::Action,
+        handle::{ErrorView, State as ConnectorState},
+    },
+    shutdown::Shutdown,
+};
+
+/// No request needs more.
+const BODY_LIMIT: usize = 64 << 10;
 
 /// Binds the address before anything else is touched, so that a second daemon ends here and the first is undisturbed.
 pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
@@ -36,6 +46,8 @@ pub async fn serve(listener: TcpListener, handle: Handle, mut shutdown: Shutdown
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
         .route("/v1/status", get(status))
+        .route("/v1/connectors/{name}/{action}", post(act).layer(middleware::from_fn(only_own_pages)))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .route_layer(middleware::from_fn(only_local))
         // Says nothing that anybody could want to know.
         .route("/healthz", get(|| async { "ok\n" }))
@@ -56,12 +68,13 @@ pub fn status_code(kind: Kind) -> StatusCode {
     }
 }
 
-/// 200 once every connector streams, else 503; the body names those that do not, so that a probe's log explains itself.
+/// 200 once every connector streams or is paused, else 503; the body names those that do not, so that a probe's log explains itself.
 async fn ready(State(handle): State<Handle>) -> Response {
-    let waiting: Vec<_> = handle
-        .connectors()
+    let connectors = handle.connectors();
+    let waiting: Vec<_> = connectors
         .iter()
-        .filter(|status| status.state() != crate::pipeline::handle::State::Streaming)
+        // A pause is what somebody wanted.
+        .filter(|status| !matches!(status.state(), ConnectorState::Streaming | ConnectorState::Paused))
         .map(|status| json!({ "name": status.name(), "state": status.state() }))
         .collect();
     let code = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -69,7 +82,34 @@ async fn ready(State(handle): State<Handle>) -> Response {
 }
 
 async fn status(State(handle): State<Handle>) -> Response {
-    Json(json!({ "connectors": handle.status().await })).into_response()
+    let (connectors, config) = (handle.status().await, handle.config());
+    // The config is only worth a word when newer files were refused.
+    Json(match config.errors.as_slice() {
+        [] => json!({ "connectors": connectors }),
+        _ => json!({ "connectors": connectors, "config": config }),
+    })
+    .into_response()
+}
+
+/// `pause`, `resume` or `restart` of one connector; the answer is how it is afterwards.
+async fn act(State(handle): State<Handle>, Path((name, action)): Path<(String, String)>) -> Response {
+    let Some(action) = Action::named(&action) else { return StatusCode::NOT_FOUND.into_response() };
+    match handle.act(&name, action).await {
+        Ok(connector) => Json(json!({ "connector": connector })).into_response(),
+        Err(error) => (status_code(error.kind()), Json(json!({ "error": ErrorView::from(&error) }))).into_response(),
+    }
+}
+
+/// What changes something must come from a program, or from a page that we served ourselves: any other page in a browser on
+/// this machine can send a request here too (CSRF).
+async fn only_own_pages(request: Request, next: Next) -> Response {
+    if is_own_page(request.headers()) { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() }
+}
+
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let own = format!("http://{host}");
+    headers.get(header::ORIGIN).is_none_or(|origin| origin.as_bytes() == own.as_bytes())
 }
 
 async fn metrics_page(State(handle): State<Handle>) -> Response {
@@ -94,6 +134,21 @@ fn is_local(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_programs_and_own_pages_change_something() {
+        let with = |host: Option<&str>, origin: Option<&str>| {
+            let named = [(header::HOST, host), (header::ORIGIN, origin)];
+            let present = named.into_iter().filter_map(|(name, value)| Some((name, value?.parse().unwrap())));
+            is_own_page(&present.collect())
+        };
+        assert!(with(Some("127.0.0.1:8787"), None));
+        assert!(with(Some("localhost:8787"), Some("http://localhost:8787")));
+        for origin in ["http://localhost:3000", "https://localhost:8787", "null", "http://evil.example", ""] {
+            assert!(!with(Some("localhost:8787"), Some(origin)), "{origin}");
+        }
+        assert!(!with(None, None));
+    }
 
     #[test]
     fn only_loopback_names_are_served() {

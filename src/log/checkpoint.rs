@@ -51,6 +51,9 @@ pub struct StateRecord {
     pub partitions: BTreeMap<String, u32>,
     /// Tables by name.
     pub tables: BTreeMap<String, TableState>,
+    /// Since when the connector is paused, in RFC 3339; none if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
 }
 
 /// What is known of a table.

@@ -3,16 +3,21 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use headwater_connector::{Error, Monitor, Position};
+use headwater_connector::{Error, Monitor, Position, Result};
 use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
 
-use super::now_us;
+use super::{
+    daemon::{Action, Change, Command},
+    now_us,
+    start::Claims,
+};
 
 /// How long a status waits for the source's answer about its lag.
 const LAG_WAIT: Duration = Duration::from_secs(2);
@@ -30,6 +35,8 @@ pub enum State {
     Streaming,
     /// Waiting to try again after an error that may pass.
     Retrying,
+    /// Told to do nothing until somebody resumes it. The source keeps its log for it meanwhile.
+    Paused,
     /// Ended: by an error that does not pass, or with the daemon.
     Stopped,
 }
@@ -172,6 +179,14 @@ impl Status {
         self.ended(State::Retrying, Some(error));
     }
 
+    /// The connector does nothing until it is resumed; what it did before is no error any more.
+    pub(super) fn paused(&self) {
+        let mut inner = self.lock();
+        inner.state = State::Paused;
+        inner.monitor = None;
+        inner.error = None;
+    }
+
     /// The connector ended, by itself or with an error.
     pub(super) fn stopped(&self, error: Option<&Error>) {
         self.ended(State::Stopped, error);
@@ -263,20 +278,34 @@ fn rate(samples: &VecDeque<(Instant, u64)>, events: u64) -> f64 {
     (events.saturating_sub(*before)) as f64 / elapsed.as_secs_f64()
 }
 
+/// The config of a daemon, as status shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConfigView {
+    /// When the files in force were read, in RFC 3339.
+    pub loaded_at: String,
+    /// Why newer files were not taken; empty when they were.
+    pub errors: Vec<ErrorView>,
+}
+
 /// What the command line and HTTP may ask of a running daemon.
 #[derive(Clone)]
 pub struct Handle {
-    pub(super) connectors: Arc<[Arc<Status>]>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) claims: Arc<Claims>,
+}
+
+/// What the daemon and its observers share.
+pub(super) struct Shared {
+    pub connectors: RwLock<Vec<Arc<Status>>>,
+    pub config: RwLock<ConfigView>,
 }
 
 impl Handle {
     /// Every connector, in the order of the config, asked at the same time.
     pub async fn status(&self) -> Vec<ConnectorView> {
-        let mut tasks = Vec::with_capacity(self.connectors.len());
-        for status in self.connectors.iter() {
-            let status = Arc::clone(status);
-            tasks.push(tokio::spawn(async move { status.view().await }));
-        }
+        let tasks: Vec<_> =
+            self.connectors().into_iter().map(|status| tokio::spawn(async move { status.view().await })).collect();
         let mut views = Vec::with_capacity(tasks.len());
         for task in tasks {
             // A view neither panics nor is cancelled.
@@ -288,12 +317,37 @@ impl Handle {
     }
 
     /// The connectors, for metrics.
-    pub fn connectors(&self) -> &[Arc<Status>] {
-        &self.connectors
+    pub fn connectors(&self) -> Vec<Arc<Status>> {
+        self.shared.connectors.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Whether every connector streams.
-    pub fn is_ready(&self) -> bool {
-        self.connectors.iter().all(|status| status.state() == State::Streaming)
+    /// The config in force, and what is wrong with a newer one.
+    pub fn config(&self) -> ConfigView {
+        self.shared.config.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
+
+    /// Does something to one connector and returns how it is then.
+    ///
+    /// A name that is not known is a Config error. An action that finds its work done already succeeds.
+    pub async fn act(&self, connector: &str, action: Action) -> Result<ConnectorView> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Act { connector: connector.to_owned(), action, reply }).await?;
+        let status = answer.await.map_err(|_| stopping())??;
+        Ok(status.view().await)
+    }
+
+    /// Puts new connectors in the place of the old ones.
+    pub(super) async fn apply(&self, change: Change) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Apply { change, reply }).await?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    async fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).await.map_err(|_| stopping())
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(&super::codes::STOPPING, "the daemon is stopping").hint("Start it again, then repeat the command.")
 }

@@ -56,6 +56,7 @@ pub struct Ingest {
     /// What observers see.
     pub status: Arc<Status>,
     owned: AtomicBool,
+    resumed: AtomicBool,
 }
 
 impl Ingest {
@@ -72,7 +73,18 @@ impl Ingest {
             claims: Arc::default(),
             status: Arc::new(Status::new(name)),
             owned: AtomicBool::new(false),
+            resumed: AtomicBool::new(false),
         }
+    }
+
+    /// Somebody resumed the connector: a pause in the checkpoint is over.
+    pub(super) fn resume(&self) {
+        self.resumed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`resume`](Self::resume) was called.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed.load(Ordering::Relaxed)
     }
 
     /// This process has committed a checkpoint of its own: from now on another writer in the checkpoint is a rival.

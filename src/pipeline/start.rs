@@ -35,6 +35,7 @@ pub struct Progress {
     position: Option<Position>,
     intent: Option<Intent>,
     partitions: BTreeMap<String, u32>,
+    paused: Option<String>,
     internal: InternalTopics,
 }
 
@@ -42,7 +43,8 @@ impl Progress {
     fn fresh(writer: Uuid, internal: InternalTopics) -> Self {
         let incarnation = Uuid::new_v4();
         let partitions = BTreeMap::new();
-        Self { incarnation, era: 0, writer, seq: 0, identity: None, position: None, intent: None, partitions, internal }
+        let (identity, position, intent, paused) = (None, None, None, None);
+        Self { incarnation, era: 0, writer, seq: 0, identity, position, intent, partitions, paused, internal }
     }
 
     fn resume(checkpoint: &Checkpoint, writer: Uuid, internal: InternalTopics) -> Self {
@@ -56,6 +58,8 @@ impl Progress {
             position: position.position.clone(),
             intent: state.intent.clone(),
             partitions: state.partitions.clone(),
+            // Whoever starts is not paused any more; the state record that every start writes says so.
+            paused: None,
             internal,
         }
     }
@@ -92,6 +96,7 @@ impl Progress {
             intent: self.intent.clone(),
             partitions: self.partitions.clone(),
             tables: tables.clone(),
+            paused: self.paused.clone(),
         }
     }
 
@@ -133,6 +138,7 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let peeked = ingest.log.peek_records(&internal.checkpoint).await?;
     if let Some(checkpoint) = Checkpoint::decode(&internal.checkpoint, &peeked)? {
         ingest.refuse_rival(&checkpoint)?;
+        refuse_paused(ingest, &checkpoint)?;
         if let Some(identity) = &checkpoint.position.identity {
             ingest.connector.verify(identity).await?;
         }
@@ -165,6 +171,37 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
     let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, dead_letters);
     Ok(Started { writer, source, encoder, progress })
+}
+
+/// A pause outlives the daemon: nobody is fenced and the source is not asked until somebody resumes the connector.
+fn refuse_paused(ingest: &Ingest, checkpoint: &Checkpoint) -> Result<()> {
+    match &checkpoint.state.paused {
+        Some(since) if !ingest.is_resumed() => Err(Error::new(&codes::PAUSED, format!("the connector is paused since {since}"))
+            .at("connector", &ingest.name)
+            .hint(format!("Run `headwater resume {}`.", ingest.name))),
+        _ => Ok(()),
+    }
+}
+
+/// Leaves the pause in the checkpoint, so that the next daemon keeps it. Does nothing if the connector never had a checkpoint.
+pub async fn record_pause(ingest: &Ingest, since: String) -> Result<()> {
+    let internal = InternalTopics::new(&ingest.prefix, &ingest.name);
+    let Some(checkpoint) = Checkpoint::decode(&internal.checkpoint, &ingest.log.peek_records(&internal.checkpoint).await?)?
+    else {
+        return Ok(());
+    };
+    ingest.refuse_rival(&checkpoint)?;
+    let mut writer = ingest.log.open_writer(&ingest.name).await.map_err(in_doubt)?;
+    let records = ingest.log.last_records(&internal.checkpoint).await?;
+    if let Some(checkpoint) = Checkpoint::decode(&internal.checkpoint, &records)? {
+        let mut progress = Progress::resume(&checkpoint, ingest.writer, internal);
+        progress.intent.clone_from(&checkpoint.state.intent);
+        progress.paused = Some(since);
+        commit_checkpoint(&mut *writer, &mut progress, None, Some(&checkpoint.state.tables)).await?;
+        ingest.own();
+    }
+    writer.close().await;
+    Ok(())
 }
 
 /// The first start: an intent before anything is created at the source, the first position after it (crash points C3 and C4).
@@ -283,6 +320,18 @@ fn pin(ingest: &Ingest, progress: &mut Progress, counts: &BTreeMap<String, u32>)
 pub struct Claims(std::sync::Mutex<BTreeMap<String, String>>);
 
 impl Claims {
+    /// Gives the topics of a connector that has ended back.
+    pub fn release(&self, connector: &str) {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(|_, owner| owner != connector);
+    }
+
+    /// A copy without these connectors, to try what they would claim next.
+    pub fn without(&self, connectors: &[&str]) -> Self {
+        let mut owners = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        owners.retain(|_, owner| !connectors.contains(&owner.as_str()));
+        Self(std::sync::Mutex::new(owners))
+    }
+
     /// Takes the topics for a connector; a topic of another one is a Config error. Names that Kafka holds to collide count as one.
     pub fn claim(&self, connector: &str, routes: &Routes) -> Result<()> {
         let mut owners = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,21 +1,11 @@
-//! Owns the connectors' tasks and decides what an error means.
+//! Runs one connector and decides what an error means.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use headwater_connector::{Error, Kind};
-use tokio::task::JoinSet;
-use uuid::Uuid;
 
-use super::{
-    codes,
-    handle::{Handle, Status},
-    ingest::Ingest,
-    start::Claims,
-};
-use crate::{config::plan::Plan, log::SharedLog, shutdown::Shutdown};
+use super::{codes, ingest::Ingest};
+use crate::shutdown::Shutdown;
 
 /// The first pause after a failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -67,6 +57,11 @@ pub async fn supervise(ingest: &Ingest, mut shutdown: Shutdown) -> Option<Error>
             // The attempt got something done, so the trouble is new: begin with the first pause again.
             backoff = Backoff::default();
         }
+        if error.code().id == codes::PAUSED.id {
+            ingest.status.paused();
+            tracing::info!(connector = %ingest.name, "{}", error.what());
+            return Some(error);
+        }
         match action(error.kind()) {
             Action::Stop => {
                 ingest.status.stopped(Some(&error));
@@ -83,61 +78,6 @@ pub async fn supervise(ingest: &Ingest, mut shutdown: Shutdown) -> Option<Error>
                 }
             }
         }
-    }
-}
-
-/// The running connectors.
-pub struct Daemon {
-    handle: Handle,
-    tasks: JoinSet<Option<Error>>,
-    statuses: Vec<(tokio::task::Id, Arc<Status>)>,
-}
-
-impl Daemon {
-    /// Starts every connector of the plan, each in a task of its own.
-    pub fn start(plan: &Plan, log: &SharedLog, shutdown: &Shutdown) -> Self {
-        let claims = Arc::new(Claims::default());
-        let writer = Uuid::new_v4();
-        let mut tasks = JoinSet::new();
-        let mut statuses = Vec::new();
-        for source in &plan.sources {
-            let connector = Arc::clone(&source.connector);
-            let mut ingest = Ingest::new(&source.name, &plan.prefix, connector, Arc::clone(log), source.events.clone());
-            ingest.writer = writer;
-            ingest.claims = Arc::clone(&claims);
-            ingest.commit = source.commit;
-            let status = Arc::clone(&ingest.status);
-            let shutdown = shutdown.clone();
-            let task = tasks.spawn(async move { supervise(&ingest, shutdown).await });
-            statuses.push((task.id(), status));
-        }
-        let connectors = statuses.iter().map(|(_, status)| Arc::clone(status)).collect();
-        Self { handle: Handle { connectors }, tasks, statuses }
-    }
-
-    /// For status and metrics.
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-
-    /// Waits until every connector has ended; returns the errors of those that did not end in order.
-    pub async fn wait(mut self) -> Vec<Error> {
-        let mut errors = Vec::new();
-        while let Some(ended) = self.tasks.join_next().await {
-            match ended {
-                Ok(error) => errors.extend(error),
-                Err(failure) => {
-                    let error = Error::new(&codes::PANICKED, "the connector's task panicked")
-                        .hint("Restart headwater to resume from the checkpoint, and report the log.");
-                    if let Some((_, status)) = self.statuses.iter().find(|(id, _)| *id == failure.id()) {
-                        status.stopped(Some(&error));
-                        tracing::error!(connector = status.name(), %error, "stopped");
-                    }
-                    errors.push(error);
-                }
-            }
-        }
-        errors
     }
 }
 
