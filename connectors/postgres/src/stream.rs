@@ -39,6 +39,8 @@ const READ_SIZE: usize = 256 << 10;
 pub const PACE: Duration = Duration::from_micros(500);
 /// A field has at most 1 GiB and a row as much; what claims more is not a frame.
 const MAX_FRAME: usize = (1 << 30) + (1 << 24);
+/// An error or a notice is shorter.
+const MAX_OTHER: usize = 1 << 20;
 /// How long the server may be silent, although it is asked to answer, before the connection counts as dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -171,7 +173,8 @@ impl Input {
             let rest = &self.bytes[self.scanned..];
             let Some(head) = rest.first_chunk::<5>() else { return Ok(Scan::More(0)) };
             let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-            if !(4..=MAX_FRAME).contains(&len) {
+            let most = if head[0] == b'd' { MAX_FRAME } else { MAX_OTHER };
+            if !(4..=most).contains(&len) {
                 return Err(protocol("a frame has an impossible length"));
             }
             let Some(frame) = rest.get(..=len) else { return Ok(Scan::More(len + 1 - rest.len())) };
@@ -384,6 +387,7 @@ fn status(out: &mut BytesMut, received: u64, acked: u64, ask: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn frame(payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![b'd'];
@@ -452,8 +456,71 @@ mod tests {
 
     #[tokio::test]
     async fn an_impossible_length_ends_the_stream() {
-        let (mut server, mut stream) = start(1 << 20);
-        server.write_all(&[b'd', 0x7f, 0xff, 0xff, 0xff, b'w']).await.unwrap();
-        assert!(stream.next().await.is_err());
+        for head in [[b'd', 0x7f, 0xff, 0xff, 0xff], [b'd', 0xff, 0xff, 0xff, 0xff], [b'd', 0, 0, 0, 3], [b'E', 0, 0x20, 0, 0]] {
+            let (mut server, mut stream) = start(1 << 20);
+            server.write_all(&head).await.unwrap();
+            assert!(stream.next().await.is_err_and(|error| error.code().id == "HW2026"), "{head:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_vanished_without_a_word_is_given_up() {
+        // Half-open: what we write is taken, and nothing comes back (N1).
+        let (server, client) = tokio::io::duplex(1 << 20);
+        let mut stream = Stream::start(Box::new(client), BytesMut::new(), Lsn(5), Duration::from_secs(10), PACE);
+        let began = Instant::now();
+        let error = stream.next().await.err().expect("an end");
+        assert_eq!((error.code().id, error.what().as_str()), ("HW0003", "the server is silent"));
+        assert!((SILENCE..SILENCE * 2).contains(&began.elapsed()), "the paused clock says {:?}", began.elapsed());
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn single_bytes_make_whole_frames() {
+        let (mut server, mut stream) = start(1);
+        let bytes = [keepalive(900, 0), keepalive(901, 0)].concat();
+        let (mut reader, mut writer) = tokio::io::split(&mut server);
+        let drain = async {
+            let mut sink = [0; 64];
+            while reader.read(&mut sink).await.is_ok_and(|read| read > 0) {}
+        };
+        let feed = async {
+            for byte in bytes {
+                writer.write_all(&[byte]).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        };
+        let take = async {
+            let mut seen = Vec::new();
+            while seen.len() < 2 {
+                let mut chunk = stream.next().await.unwrap();
+                while let Some(frame) = chunk.next_frame() {
+                    seen.push(frame);
+                }
+            }
+            seen
+        };
+        let seen = tokio::select! { seen = take => seen, () = drain => panic!("closed"), () = feed => panic!("over") };
+        assert!(seen.iter().all(|frame| frame.len() == 18), "{seen:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_frames_neither_panic_nor_take_memory(
+            pieces in prop::collection::vec((prop::sample::select(b"ddddEcNZ\x00\xff".to_vec()), any::<u32>(), any::<Vec<u8>>()), 0..6),
+            honest: bool,
+        ) {
+            let mut bytes = BytesMut::new();
+            for (tag, len, body) in pieces {
+                bytes.put_u8(tag);
+                bytes.put_u32(if honest { body.len() as u32 + 4 } else { len >> (len % 32) });
+                bytes.put_slice(&body);
+            }
+            let whole = bytes.len();
+            let mut input = Input { bytes, scanned: 0, received: 0, reply: false };
+            // The scan never looks or points behind what is there.
+            let _ = input.scan();
+            prop_assert!(input.scanned <= whole && input.bytes.len() == whole);
+        }
     }
 }
