@@ -43,7 +43,7 @@ pub async fn open(server: &Server, purpose: Purpose) -> Result<Connection> {
                 connection.close().await;
                 failures.push(unfit(address, format!("{role} answers, and target_session_attrs asks for another")));
             }
-            Err(error) if ends_search(&error) => return Err(error),
+            // A refusal is the word of this host only: a standby may not have heard of a role or a database yet.
             Err(error) => failures.push(error),
         }
     }
@@ -59,12 +59,6 @@ fn will_do(target: Target, standby: bool) -> bool {
         Target::Primary => !standby,
         Target::Standby | Target::PreferStandby => standby,
     }
-}
-
-/// A server that refuses the login ends the search, as in libpq: the same password would only be refused again. One that is not
-/// there, is busy, or does not show a good certificate does not.
-fn ends_search(error: &Error) -> bool {
-    error.kind() != Kind::Retry && ![codes::TLS.id, codes::CERTIFICATE.id].contains(&error.code().id)
 }
 
 /// Of one host its own error; of several all of them. If one of them may come back, it is worth trying again.
@@ -104,7 +98,8 @@ async fn host(server: &Server, address: &Address, purpose: Purpose) -> Result<Co
     for ip in resolved {
         match one(server, Address { resolved: Some(ip), ..address.clone() }, purpose).await {
             Ok(connection) => return Ok(connection),
-            Err(error) if ends_search(&error) => return Err(error),
+            // What one address refuses, the next would refuse as well: they are one host.
+            Err(error) if error.kind() != Kind::Retry => return Err(error),
             Err(error) => last = Some(error),
         }
     }

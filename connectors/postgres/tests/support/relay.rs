@@ -3,8 +3,8 @@
 #![allow(dead_code)]
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst},
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
 use tokio::{
@@ -25,30 +25,35 @@ pub fn same() -> Filter {
 pub struct Relay {
     /// Where clients connect.
     pub port: u16,
-    target: Arc<AtomicU16>,
+    targets: Arc<Mutex<Vec<u16>>>,
     connections: Arc<AtomicUsize>,
     cut: watch::Sender<u32>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Relay {
-    /// To a port on this machine.
-    pub async fn to(target: u16) -> Self {
-        Self::with(target, |_| (same(), same())).await
+    /// To ports on this machine, in turn, as a balancer does.
+    pub async fn to(targets: &[u16]) -> Self {
+        Self::with(targets, |_| (same(), same())).await
     }
 
     /// For the n-th connection, `filters` gives what happens to the client's bytes and to the server's.
-    pub async fn with(target: u16, filters: impl Fn(usize) -> (Filter, Filter) + Send + 'static) -> Self {
+    pub async fn with(targets: &[u16], filters: impl Fn(usize) -> (Filter, Filter) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
-        let target = Arc::new(AtomicU16::new(target));
+        let targets = Arc::new(Mutex::new(targets.to_vec()));
         let connections = Arc::new(AtomicUsize::new(0));
         let (cut, watching) = watch::channel(0);
-        let (to, count) = (Arc::clone(&target), Arc::clone(&connections));
+        let (to, count) = (Arc::clone(&targets), Arc::clone(&connections));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (up, down) = filters(count.fetch_add(1, SeqCst));
-                let (to, mut cut) = (to.load(SeqCst), watching.clone());
+                let number = count.fetch_add(1, SeqCst);
+                let (up, down) = filters(number);
+                let to = {
+                    let targets = to.lock().expect("no panic inside");
+                    targets[number % targets.len()]
+                };
+                let mut cut = watching.clone();
                 cut.mark_unchanged();
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
@@ -59,12 +64,12 @@ impl Relay {
                 });
             }
         });
-        Self { port, target, connections, cut, task }
+        Self { port, targets, connections, cut, task }
     }
 
     /// Cuts all connections; new ones go to another server.
     pub fn flip(&self, target: u16) {
-        self.target.store(target, SeqCst);
+        *self.targets.lock().expect("no panic inside") = vec![target];
         self.cut.send_modify(|times| *times += 1);
     }
 
