@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -25,6 +25,7 @@ use tokio::{
 use crate::{
     connection::Socket,
     error::{ServerError, lost, protocol},
+    pgoutput::EPOCH_2000_US,
     position::Lsn,
     wire::Cursor,
 };
@@ -379,9 +380,15 @@ fn status(out: &mut BytesMut, received: u64, acked: u64, ask: bool) {
     out.put_u64(received.max(acked));
     out.put_u64(acked);
     out.put_u64(acked);
-    // The client's clock: the server only shows it.
-    out.put_i64(0);
+    // Our clock: the server only shows it, as pg_stat_replication.reply_time.
+    out.put_i64(server_time(SystemTime::now()));
     out.put_u8(u8::from(ask));
+}
+
+/// Microseconds since 2000, where the server's clock begins.
+fn server_time(now: SystemTime) -> i64 {
+    let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    i64::try_from(since_1970).unwrap_or(i64::MAX).saturating_sub(EPOCH_2000_US)
 }
 
 #[cfg(test)]
@@ -461,6 +468,35 @@ mod tests {
             server.write_all(&head).await.unwrap();
             assert!(stream.next().await.is_err_and(|error| error.code().id == "HW2026"), "{head:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_gigabyte_that_is_only_claimed_takes_no_memory() {
+        let (server, client) = tokio::io::duplex(64);
+        let (_reader, writer) = tokio::io::split(Box::new(client) as Box<dyn Socket>);
+        let mut bytes = BytesMut::from(&[b'd', 0x40, 0, 0, 0, b'w'][..]);
+        bytes.extend_from_slice(&[0; 100]);
+        let mut task = Task {
+            writer,
+            output: BytesMut::new(),
+            input: Input { bytes, scanned: 0, received: 0, reply: false },
+            shared: Arc::new(Shared {
+                acked: AtomicU64::new(0),
+                ask: AtomicBool::new(false),
+                stop: AtomicBool::new(false),
+                wake: Notify::new(),
+            }),
+            sender: mpsc::channel(1).0,
+            budget: Arc::new(Semaphore::new(BUDGET)),
+            every: Duration::from_secs(1),
+            status_due: Instant::now(),
+            heard: Instant::now(),
+            read_at: Instant::now(),
+            pace: PACE,
+        };
+        task.hand_over(&mut None).unwrap();
+        assert!(task.input.bytes.capacity() <= BUDGET + READ_SIZE, "{}", task.input.bytes.capacity());
+        drop(server);
     }
 
     #[tokio::test(start_paused = true)]
