@@ -120,7 +120,7 @@ async fn a_socket_directory_and_a_port_are_parameters_as_in_libpq() {
         format!("postgres://postgres@/postgres?host={directory}&port={port}"),
         format!("postgres:///postgres?host={directory}&port={port}").replace(":///", "://postgres@/"),
         format!("postgres://postgres@{}:{port}/postgres", directory.to_string().replace('/', "%2F")),
-        format!("postgres://postgres@elsewhere:1/postgres?host={directory},127.0.0.1&port={}", port)
+        format!("postgres://postgres@elsewhere:1/postgres?host={directory},127.0.0.1&port={port}")
             .replace("?", "?sslmode=disable&"),
     ] {
         assert_eq!(role(&url).await.unwrap_or_else(|error| panic!("{url}: {error}")), "primary", "{url}");

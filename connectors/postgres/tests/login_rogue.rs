@@ -40,8 +40,11 @@ fn welcome() -> Vec<u8> {
     [message(b'K', &[0; 8]), message(b'Z', b"I")].concat()
 }
 
+/// What a rogue says to what it just heard.
+type Answer = Box<dyn Fn(&str) -> Vec<u8> + Send>;
+
 /// A server that answers each message of the client with the next of its own. All that the client said.
-async fn rogue(answers: Vec<Box<dyn Fn(&str) -> Vec<u8> + Send>>) -> (u16, Arc<Mutex<Vec<u8>>>) {
+async fn rogue(answers: Vec<Answer>) -> (u16, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let heard = Arc::new(Mutex::new(Vec::new()));
@@ -63,7 +66,7 @@ async fn rogue(answers: Vec<Box<dyn Fn(&str) -> Vec<u8> + Send>>) -> (u16, Arc<M
     (port, heard)
 }
 
-fn always(bytes: Vec<u8>) -> Box<dyn Fn(&str) -> Vec<u8> + Send> {
+fn always(bytes: Vec<u8>) -> Answer {
     Box::new(move |_| bytes.clone())
 }
 
@@ -87,12 +90,12 @@ fn challenge(client: &str, rounds: &str) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_does_not_know_the_password_is_not_believed() {
     let offer = || always(login(10, b"SCRAM-SHA-256\0\0"));
-    let scram = || Box::new(|client: &str| challenge(client, "4096")) as Box<dyn Fn(&str) -> Vec<u8> + Send>;
+    let scram = || Box::new(|client: &str| challenge(client, "4096")) as Answer;
     let no_login = always([login(0, b""), welcome()].concat());
     let wrong_proof = always([login(12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="), login(0, b""), welcome()].concat());
     let no_proof = always([login(0, b""), welcome()].concat());
     let early = always([login(0, b""), welcome()].concat());
-    let cases: Vec<(Vec<Box<dyn Fn(&str) -> Vec<u8> + Send>>, &str)> = vec![
+    let cases: Vec<(Vec<Answer>, &str)> = vec![
         (vec![no_login], "without asking for the password"),
         (vec![offer(), scram(), wrong_proof], "could not prove"),
         (vec![offer(), scram(), no_proof], "could not prove"),
@@ -109,7 +112,7 @@ async fn a_server_that_does_not_know_the_password_is_not_believed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unsafe_ways_to_ask_get_no_answer() {
     let scram = Box::new(|client: &str| challenge(client, "2000000000"));
-    let cases: Vec<(Vec<Box<dyn Fn(&str) -> Vec<u8> + Send>>, &str)> = vec![
+    let cases: Vec<(Vec<Answer>, &str)> = vec![
         (vec![always(login(3, b""))], "cleartext"),
         (vec![always(login(5, b"salt"))], "md5"),
         (vec![always(login(7, b""))], "not supported"),
