@@ -209,7 +209,9 @@ fn starts(bytes: &[u8]) -> Vec<usize> {
 fn spoil(bytes: &mut Vec<u8>, fault: &Fault, place: usize) {
     let starts = starts(bytes);
     let which = place % starts.len();
-    let (from, to) = (starts[which], starts.get(which + 1).copied().unwrap_or(bytes.len()).min(bytes.len()));
+    // Where another fault struck before, a message may claim to be shorter than its head.
+    let from = starts[which];
+    let to = starts.get(which + 1).copied().unwrap_or(bytes.len()).clamp(from + 5, bytes.len());
     let anywhere = place % bytes.len();
     match fault {
         Fault::Byte(value) => bytes[anywhere] = *value,
