@@ -237,3 +237,20 @@ async fn certificates_that_are_renewed_while_we_run_are_read_again() {
     assert_eq!(next(&mut *source).await.unwrap().changes().len(), 2);
     source.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_without_a_channel_binding_needs_a_word() {
+    let tls = tls().await;
+    let authority = Authority::ed25519("an authority of another kind");
+    tls.present(&authority.sign("localhost", When::Now));
+    std::fs::write(tls.file("ed25519.crt"), &authority.pem).unwrap();
+    let parameters = format!("sslmode=verify-full&sslrootcert={}", tls.file("ed25519.crt").display());
+    let with = |more: &str| {
+        let url = tls.url("scram", "localhost", "postgres", &format!("{parameters}{more}"));
+        connector(&url, json!({ "password": "geheim" }))
+    };
+    let error = with("").check().await.expect_err("no binding");
+    assert_refused(&error, ("HW2050", Kind::Environment), "channel_binding=prefer");
+    let findings = with("&channel_binding=prefer").check().await.expect("allowed");
+    assert!(findings.iter().all(|finding| !finding.what.contains("PLUS")), "{findings:?}");
+}

@@ -29,7 +29,15 @@ pub enum When {
 
 impl Authority {
     pub fn new(name: &str) -> Self {
-        let key = KeyPair::generate().expect("a key");
+        Self::with_key(name, KeyPair::generate().expect("a key"))
+    }
+
+    /// One that signs with Ed25519, for which no channel binding is defined.
+    pub fn ed25519(name: &str) -> Self {
+        Self::with_key(name, KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key"))
+    }
+
+    fn with_key(name: &str, key: KeyPair) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
