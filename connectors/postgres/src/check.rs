@@ -47,6 +47,18 @@ async fn transport(settings: &Settings, catalog: &mut Catalog, found: &mut Vec<F
     } else if catalog.sql().await?.is_encrypted() {
         found.push(Finding::ok("the connection is encrypted and the server's certificate is verified"));
     }
+    if catalog.sql().await?.is_bound() {
+        found.push(Finding::ok("the login is bound to the TLS channel (SCRAM-SHA-256-PLUS)"));
+    }
+    if !catalog.sql().await?.is_direct() {
+        found.push(Finding::warning(
+            Error::new(&codes::POOLER, "something between here and the server answers in its name")
+                .at("server", settings.server.endpoint())
+                .hint(
+                    "Put the address of the server itself into the url, unless this is a proxy that keeps one session for each.",
+                ),
+        ));
+    }
     if settings.server.password_in_url {
         found.push(Finding::warning(
             Error::new(&codes::PASSWORD_IN_URL, "the password stands in the url")

@@ -32,4 +32,11 @@ headwater_connector::codes! { "codes";
     RETENTION = "HW2028", Environment, "the slot may hold or lose log without bound";
     ABSENT_VALUES = "HW2029", Environment, "large values can be absent from events";
     PASSWORD_IN_URL = "HW2030", Config, "the password stands in the url";
+    OTHER_INSTANCE = "HW2045", Retry, "two sessions ended on different servers";
+    NO_HOST = "HW2046", Retry, "no host of the url can be used";
+    POOLER = "HW2047", Environment, "a connection pooler is in between";
+    CERTIFICATE = "HW2048", Environment, "the server's certificate is not accepted";
+    CLIENT_CERTIFICATE = "HW2049", Environment, "the client's certificate cannot be used";
+    UNPROVEN = "HW2050", Environment, "the server did not prove that it knows the password";
+    NOT_POSTGRES = "HW2051", Environment, "what answers is not PostgreSQL";
 }

@@ -1,12 +1,10 @@
 //! The options of a source, and what they mean.
 
-use std::{path::PathBuf, time::Duration};
-
 use headwater_connector::{Error, OptionFault, Secret, SourceContext};
-use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use url::Url;
+
+pub use crate::server::{Server, SslMode, server};
 
 use crate::codes::BAD_OPTION;
 
@@ -14,11 +12,15 @@ use crate::codes::BAD_OPTION;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Where the database is: `postgres://USER@HOST:PORT/DATABASE?PARAMETERS`.
+    /// Where the database is: `postgres://USER@HOST:PORT/DATABASE?PARAMETERS`. Several servers of one cluster are separated by
+    /// commas, `postgres://USER@HOST:PORT,HOST:PORT/DATABASE`, and tried in their order.
     ///
-    /// Parameters: `sslmode` (`disable`, `require`, `verify-ca`, `verify-full`; default `verify-full`, and `disable` for loopback
-    /// and unix sockets), `sslrootcert`, `sslcert`, `sslkey` (PEM files), `host` (directory of a unix socket),
-    /// `application_name`, `connect_timeout` (seconds, default 10).
+    /// Parameters: `sslmode` (`disable`, `require`, `verify-ca`, `verify-full`; default `verify-full`, and `disable` if all hosts
+    /// are loopback or unix sockets), `sslrootcert`, `sslcert`, `sslkey` (PEM files, read again at every connection),
+    /// `channel_binding` (`require`, `prefer`, `disable`; default `require` with TLS and a password), `target_session_attrs`
+    /// (`any`, `read-write`, `primary`, `standby`, `read-only`, `prefer-standby`; default `primary` with several hosts, else
+    /// `any`), `host` and `port` (lists in place of those in front, a directory stands for a unix socket),
+    /// `application_name`, `connect_timeout` (seconds for each host, default 10).
     pub url: String,
     /// Password of the user.
     #[serde(default)]
@@ -88,66 +90,6 @@ pub struct Settings {
     pub on_truncate: OnTruncate,
     /// See [`Options`].
     pub large_values: LargeValues,
-}
-
-/// Where and how to connect.
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// TCP or unix socket.
-    pub host: Host,
-    /// TCP port, also part of a unix socket's name.
-    pub port: u16,
-    /// Role to log in as.
-    pub user: String,
-    /// Its password.
-    pub password: Option<Secret>,
-    /// Whether the password stands in the url.
-    pub password_in_url: bool,
-    /// Name of the database.
-    pub database: String,
-    /// How far TLS is demanded and verified.
-    pub ssl_mode: SslMode,
-    /// Certificate authorities in place of the system's.
-    pub ssl_root: Option<PathBuf>,
-    /// Client certificate and key.
-    pub ssl_client: Option<(PathBuf, PathBuf)>,
-    /// Shown in `pg_stat_activity`.
-    pub application_name: String,
-    /// For connecting and logging in together.
-    pub connect_timeout: Duration,
-}
-
-/// The two kinds of address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
-    /// Name or address
-    Tcp(String),
-    /// Directory of the socket
-    Unix(PathBuf),
-}
-
-/// The modes of libpq that make sense: `allow` and `prefer` protect against nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SslMode {
-    /// No TLS
-    Disable,
-    /// TLS, whoever answers
-    Require,
-    /// The certificate's chain is verified
-    VerifyCa,
-    /// The host name too
-    VerifyFull,
-}
-
-impl Server {
-    /// Host and database, without secrets.
-    pub fn endpoint(&self) -> String {
-        match &self.host {
-            Host::Tcp(host) if host.contains(':') => format!("[{host}]:{}/{}", self.port, self.database),
-            Host::Tcp(host) => format!("{host}:{}/{}", self.port, self.database),
-            Host::Unix(path) => format!("{}/.s.PGSQL.{}/{}", path.display(), self.port, self.database),
-        }
-    }
 }
 
 /// A `schema.table` pattern.
@@ -243,7 +185,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     }
 }
 
-fn fault(path: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> OptionFault {
+pub fn fault(path: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> OptionFault {
     OptionFault { path: path.into(), error: Error::new(&BAD_OPTION, what).hint(hint) }
 }
 
@@ -282,145 +224,6 @@ fn check_name(path: &str, name: &str, faults: &mut Vec<OptionFault>) {
     if !fine {
         faults.push(fault(path, format!("{name:?} is not a slot name"), "Use 1 to 63 of the characters a-z, 0-9 and _."));
     }
-}
-
-fn decoded(text: &str) -> String {
-    percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
-pub fn server(context: &SourceContext, text: &str, password: Option<Secret>, faults: &mut Vec<OptionFault>) -> Option<Server> {
-    const FORM: &str = "Write it as postgres://USER@HOST:PORT/DATABASE.";
-    // The parser's messages never quote the url, which may hold a password.
-    let (parsed, no_host) = match Url::parse(text) {
-        // `postgres://user@/database?host=/directory` is how libpq names a unix socket; the parser wants some host.
-        Err(url::ParseError::EmptyHost) => (Url::parse(&text.replacen("@/", "@none/", 1)), true),
-        parsed => (parsed, false),
-    };
-    let url = match parsed {
-        Ok(url) if ["postgres", "postgresql"].contains(&url.scheme()) => url,
-        Ok(_) => {
-            faults.push(fault("url", "the url does not begin with postgres://", FORM));
-            return None;
-        }
-        Err(error) => {
-            faults.push(fault("url", format!("the url cannot be read: {error}"), FORM));
-            return None;
-        }
-    };
-    let host = decoded(url.host_str().filter(|_| !no_host).unwrap_or_default());
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let mut server = Server {
-        host: if host.starts_with('/') { Host::Unix(host.into()) } else { Host::Tcp(host.into()) },
-        port: url.port().unwrap_or(5432),
-        user: decoded(url.username()),
-        password_in_url: url.password().is_some(),
-        password: password.or_else(|| url.password().map(|text| Secret::literal(decoded(text)))),
-        database: decoded(url.path().trim_start_matches('/')),
-        ssl_mode: SslMode::VerifyFull,
-        ssl_root: None,
-        ssl_client: None,
-        application_name: format!("headwater/{}", context.connector),
-        connect_timeout: Duration::from_secs(10),
-    };
-    parameters(&url, &mut server, faults);
-    if server.user.is_empty() {
-        faults.push(fault("url", "the url names no user", FORM));
-    }
-    if server.host == Host::Tcp(String::new()) {
-        faults.push(fault(
-            "url",
-            "the url names no host",
-            "Name the host, or the directory of a unix socket as ?host=/run/postgresql.",
-        ));
-    }
-    if server.database.is_empty() {
-        server.database.clone_from(&server.user);
-    }
-    Some(server)
-}
-
-const PARAMETERS: [&str; 7] = ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "application_name", "connect_timeout"];
-
-fn parameters(url: &Url, server: &mut Server, faults: &mut Vec<OptionFault>) {
-    let (mut mode, mut cert, mut key) = (None, None, None);
-    for (name, value) in url.query_pairs() {
-        match &*name {
-            "sslmode" => mode = ssl_mode(&value, faults),
-            "sslrootcert" => server.ssl_root = Some(PathBuf::from(&*value)),
-            "sslcert" => cert = Some(PathBuf::from(&*value)),
-            "sslkey" => key = Some(PathBuf::from(&*value)),
-            "host" if value.starts_with('/') => server.host = Host::Unix(PathBuf::from(&*value)),
-            "host" => server.host = Host::Tcp(value.into_owned()),
-            "application_name" => server.application_name = value.into_owned(),
-            "connect_timeout" => match value.parse() {
-                Ok(seconds @ 1..=3600) => server.connect_timeout = Duration::from_secs(seconds),
-                _ => faults.push(fault("url", "connect_timeout is not a number of seconds", "Set connect_timeout to 1 to 3600.")),
-            },
-            "options" => faults.push(fault(
-                "url",
-                "the url parameter options is not supported",
-                "Remove it; headwater sets what its sessions need, and ALTER ROLE ... SET sets the rest.",
-            )),
-            other => {
-                let closest = closest(other, &PARAMETERS);
-                faults.push(fault(
-                    "url",
-                    format!("unknown url parameter {other:?}"),
-                    format!("Did you mean {closest}? Remove or rename it."),
-                ));
-            }
-        }
-    }
-    server.ssl_mode = mode.unwrap_or(if is_local(&server.host) { SslMode::Disable } else { SslMode::VerifyFull });
-    match (cert, key) {
-        (Some(cert), Some(key)) => server.ssl_client = Some((cert, key)),
-        (None, None) => {}
-        _ => faults.push(fault("url", "sslcert and sslkey go together", "Name both files, or neither.")),
-    }
-}
-
-fn ssl_mode(value: &str, faults: &mut Vec<OptionFault>) -> Option<SslMode> {
-    match value {
-        "disable" => Some(SslMode::Disable),
-        "require" => Some(SslMode::Require),
-        "verify-ca" => Some(SslMode::VerifyCa),
-        "verify-full" => Some(SslMode::VerifyFull),
-        "allow" | "prefer" => {
-            let what = format!("sslmode={value} protects against nothing");
-            faults.push(fault("url", what, "Use sslmode=verify-full, or sslmode=disable if the network is trusted."));
-            None
-        }
-        _ => {
-            let hint = format!("Did you mean {}?", closest(value, &["disable", "require", "verify-ca", "verify-full"]));
-            faults.push(fault("url", "unknown sslmode", hint));
-            None
-        }
-    }
-}
-
-fn is_local(host: &Host) -> bool {
-    match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) => name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback()),
-    }
-}
-
-/// The known word with the fewest edits. The lists are short, so the plain algorithm does.
-fn closest<'a>(word: &str, known: &[&'a str]) -> &'a str {
-    let distance = |other: &str| {
-        let mut row: Vec<usize> = (0..=other.len()).collect();
-        for (i, a) in word.bytes().take(64).enumerate() {
-            let mut left = i + 1;
-            for (j, b) in other.bytes().enumerate() {
-                let cost = (row[j] + usize::from(a != b)).min(left + 1).min(row[j + 1] + 1);
-                row[j] = left;
-                left = cost;
-            }
-            row[other.len()] = left;
-        }
-        row[other.len()]
-    };
-    known.iter().min_by_key(|other| distance(other)).copied().unwrap_or_default()
 }
 
 #[cfg(test)]

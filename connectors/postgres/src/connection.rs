@@ -3,32 +3,35 @@
 //! An own client, so that one place enforces what every session must have: SCRAM only, TLS as the options say, and settings
 //! that no `ALTER ROLE` or `ALTER DATABASE` can change. SQL goes by the simple query protocol with quoted literals.
 
+mod dial;
+mod login;
+
 use std::{collections::HashMap, time::Duration};
 
 use bytes::{Buf, BytesMut};
-use headwater_connector::{Error, Result, codes as shared};
-use postgres_protocol::{
-    authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256},
-    message::frontend,
-};
-use rustls::pki_types::ServerName;
+use headwater_connector::{Error, Result};
+use postgres_protocol::message::frontend;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
 
 use crate::{
     codes,
-    config::{Host, Server, SslMode},
     error::{ServerError, lost, protocol},
+    server::{Address, Host, Server, Target},
     tls,
     wire::Cursor,
 };
 
-/// No answer to SQL is longer; the stream has its own limit.
-const MAX_MESSAGE: usize = 64 << 20;
+/// No message of a login is longer: who is not known yet gets no more memory.
+const MAX_LOGIN_MESSAGE: usize = 64 << 10;
+/// No answer to SQL is longer, in one message or in all; the stream has its own limit.
+const MAX_ANSWER: usize = 256 << 20;
+/// What a cell and a row cost besides their bytes.
+const CELL: usize = size_of::<Option<String>>();
+/// Servers report fifteen settings.
+const MAX_PARAMETERS: usize = 256;
 /// The server itself gives up on a statement after 30 s; this is for a server that is gone.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(45);
 
@@ -45,193 +48,75 @@ pub enum Purpose {
     Replication,
 }
 
-/// Settings that the server reports by itself, with the value that each must have: what decides how cells are written.
-const REPORTED: [(&str, &str); 4] =
-    [("client_encoding", "UTF8"), ("DateStyle", "ISO"), ("IntervalStyle", "postgres"), ("TimeZone", "UTC")];
-
 /// An open session.
 pub struct Connection {
     socket: Box<dyn Socket>,
     input: BytesMut,
+    /// The longest message that is taken.
+    limit: usize,
     parameters: HashMap<String, String>,
-    channel_binding: Option<Vec<u8>>,
+    address: Address,
+    /// The binding data of the server's certificate.
+    end_point: Option<Vec<u8>>,
     encrypted: bool,
+    facts: Facts,
+}
+
+/// What the login told.
+#[derive(Debug, Default)]
+struct Facts {
+    /// The login was bound to the TLS channel.
+    bound: bool,
+    /// The process that the server says serves this session, by its own message and by SQL.
+    key_pid: i32,
+    sql_pid: i32,
+    /// When the server started: no two servers share it to the microsecond.
+    instance: String,
+    standby: bool,
 }
 
 /// The rows of an answer; a cell is text or NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
 
 impl Connection {
-    /// Connects, logs in, and makes sure of the session's settings.
+    /// Connects to the first host that will do, logs in, and makes sure of the session's settings.
     pub async fn open(server: &Server, purpose: Purpose) -> Result<Self> {
-        let opening = Box::pin(async {
-            let mut connection = Self::connect(server).await?;
-            connection.log_in(server, purpose).await?;
-            connection.verify_settings().await?;
-            Ok(connection)
-        });
-        match timeout(server.connect_timeout, opening).await {
-            Ok(result) => result.map_err(|error: Error| error.at("server", server.endpoint())),
-            Err(_) => Err(unreachable("the server did not answer in time").at("server", server.endpoint())),
+        dial::open(server, purpose).await
+    }
+
+    fn new(socket: Box<dyn Socket>, address: Address) -> Self {
+        Self {
+            socket,
+            input: BytesMut::new(),
+            limit: MAX_LOGIN_MESSAGE,
+            parameters: HashMap::new(),
+            address,
+            end_point: None,
+            encrypted: false,
+            facts: Facts::default(),
         }
     }
 
-    async fn connect(server: &Server) -> Result<Self> {
-        let failed = |error: std::io::Error| unreachable("cannot connect").caused_by(error);
-        let socket: Box<dyn Socket> = match &server.host {
-            Host::Unix(path) => {
-                Box::new(UnixStream::connect(path.join(format!(".s.PGSQL.{}", server.port))).await.map_err(failed)?)
-            }
-            Host::Tcp(host) => {
-                let stream = TcpStream::connect((host.as_str(), server.port)).await.map_err(failed)?;
-                stream.set_nodelay(true).map_err(failed)?;
-                if server.ssl_mode != SslMode::Disable {
-                    return Self::encrypt(server, host, stream).await;
-                }
-                Box::new(stream)
-            }
-        };
-        Ok(Self { socket, input: BytesMut::new(), parameters: HashMap::new(), channel_binding: None, encrypted: false })
+    /// The same server options, narrowed to the very server that this session is on: whatever the other hosts and names stand
+    /// for by now, a second session ends there or fails.
+    pub fn pin(&self, server: &Server) -> Server {
+        let instance = Some(self.facts.instance.clone());
+        Server { hosts: vec![self.address.clone()], target: Target::Any, instance, ..server.clone() }
     }
 
-    async fn encrypt(server: &Server, host: &str, mut stream: TcpStream) -> Result<Self> {
-        let mut request = BytesMut::new();
-        frontend::ssl_request(&mut request);
-        stream.write_all(&request).await.map_err(broken)?;
-        // One byte and no more is read before the handshake, so that nothing sent in the clear can pass for an answer.
-        if stream.read_u8().await.map_err(broken)? != b'S' {
-            return Err(Error::new(&codes::TLS, "the server offers no TLS")
-                .hint("Turn ssl on at the server, or set sslmode=disable in the url if the network is trusted."));
-        }
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| Error::new(&codes::TLS, "the host name cannot stand in a certificate"))?;
-        let connector = TlsConnector::from(tls::client_config(server)?);
-        let stream = connector.connect(name, stream).await.map_err(|error| {
-            Error::new(&codes::TLS, "the TLS handshake failed").caused_by(error).hint(
-                "Name the authority that signed the server's certificate with sslrootcert in the url, and use a host name that is in it.",
-            )
-        })?;
-        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let channel_binding = certificate.and_then(|certificate| tls::end_point(certificate));
-        let socket = Box::new(stream);
-        Ok(Self { socket, input: BytesMut::new(), parameters: HashMap::new(), channel_binding, encrypted: true })
+    /// Whether the session goes over a unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self.address.host, Host::Unix(_))
     }
 
-    async fn log_in(&mut self, server: &Server, purpose: Purpose) -> Result<()> {
-        let timeout_ms = if purpose == Purpose::Sql { "30000" } else { "0" };
-        // The server takes these as if the client had SET them: they stand above every default of role and database.
-        let mut parameters = vec![
-            ("user", server.user.as_str()),
-            ("database", server.database.as_str()),
-            ("application_name", server.application_name.as_str()),
-            ("client_encoding", "UTF8"),
-            ("DateStyle", "ISO"),
-            ("IntervalStyle", "postgres"),
-            ("TimeZone", "UTC"),
-            ("bytea_output", "hex"),
-            ("extra_float_digits", "1"),
-            ("lc_monetary", "C"),
-            ("xmlbinary", "base64"),
-            ("search_path", "pg_catalog"),
-            ("standard_conforming_strings", "on"),
-            ("default_transaction_read_only", "off"),
-            ("statement_timeout", timeout_ms),
-            ("lock_timeout", timeout_ms),
-        ];
-        if purpose == Purpose::Replication {
-            parameters.push(("replication", "database"));
-        }
-        let mut out = BytesMut::new();
-        frontend::startup_message(parameters, &mut out).map_err(|_| protocol("a connection parameter holds a zero byte"))?;
-        self.send(&out).await?;
-        self.authenticate(server).await?;
-        loop {
-            let (tag, body) = self.receive().await?;
-            match tag {
-                b'Z' => return Ok(()),
-                b'K' | b'N' | b'v' => {}
-                b'S' => self.note_parameter(&body)?,
-                b'E' => return Err(server_error(&body)?.into_error()),
-                _ => return Err(protocol("an unexpected message came during the login")),
-            }
-        }
+    /// Whether the login was SCRAM-SHA-256-PLUS, bound to the TLS channel.
+    pub fn is_bound(&self) -> bool {
+        self.facts.bound
     }
 
-    async fn authenticate(&mut self, server: &Server) -> Result<()> {
-        let mut scram: Option<ScramSha256> = None;
-        let mut proven = false;
-        loop {
-            let (tag, body) = self.receive().await?;
-            match tag {
-                b'E' => return Err(server_error(&body)?.into_error()),
-                b'N' | b'v' => continue,
-                b'R' => {}
-                _ => return Err(protocol("an unexpected message came during the login")),
-            }
-            let mut cursor = Cursor::new(&body);
-            let kind = cursor.u32().map_err(|_| protocol("a login message is torn"))?;
-            match (kind, scram.as_mut()) {
-                // Login without a password (trust, peer, certificate) is the server's choice; after SCRAM began, the server
-                // must have proven that it knows the password too.
-                (0, None) => return Ok(()),
-                (0, Some(_)) if proven => return Ok(()),
-                (10, None) => scram = Some(self.begin_scram(server, cursor.rest()).await?),
-                (11, Some(scram)) => {
-                    bounded_iterations(cursor.rest())?;
-                    scram.update(cursor.rest()).map_err(scram_failed)?;
-                    let mut out = BytesMut::new();
-                    frontend::sasl_response(scram.message(), &mut out).map_err(broken)?;
-                    self.send(&out).await?;
-                }
-                (12, Some(scram)) => {
-                    scram.finish(cursor.rest()).map_err(scram_failed)?;
-                    proven = true;
-                }
-                (3, _) => return Err(unsafe_login("the server asks for a cleartext password")),
-                (5, _) => return Err(unsafe_login("the server asks for an md5 password")),
-                (0 | 10..=12, _) => return Err(protocol("the login messages are out of order")),
-                _ => return Err(unsafe_login("the server asks for a login method that is not supported")),
-            }
-        }
-    }
-
-    async fn begin_scram(&mut self, server: &Server, mechanisms: &[u8]) -> Result<ScramSha256> {
-        let offers = |name: &str| mechanisms.split(|byte| *byte == 0).any(|offered| offered == name.as_bytes());
-        let Some(password) = &server.password else {
-            return Err(Error::new(&codes::LOGIN_REFUSED, "the server asks for a password and none is configured")
-                .hint("Set `password: { env: NAME }` or `password: { file: PATH }`."));
-        };
-        let password = password.reveal()?;
-        // The binding proves that the TLS session ends at the server that knows the password, not at one in between.
-        let (mechanism, binding) = match self.channel_binding.take() {
-            Some(hash) if offers(SCRAM_SHA_256_PLUS) => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash)),
-            Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
-            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
-        };
-        if !offers(mechanism) {
-            return Err(unsafe_login("the server offers no SCRAM-SHA-256"));
-        }
-        let scram = ScramSha256::new(password.as_bytes(), binding);
-        let mut out = BytesMut::new();
-        frontend::sasl_initial_response(mechanism, scram.message(), &mut out).map_err(broken)?;
-        self.send(&out).await?;
-        Ok(scram)
-    }
-
-    /// What the server did not report is asked for. A pooler that swallows the settings is found out here, before a
-    /// wrongly written value is published.
-    async fn verify_settings(&mut self) -> Result<()> {
-        for (name, wanted) in REPORTED {
-            let found = self.parameters.get(name).map(String::as_str).unwrap_or_default();
-            if found.split(',').next() != Some(wanted) {
-                return Err(unpinned(name));
-            }
-        }
-        let rows = self
-            .query("SELECT pg_catalog.current_setting('bytea_output'), pg_catalog.current_setting('extra_float_digits')")
-            .await?;
-        let fine = rows == [[Some("hex".to_owned()), Some("1".to_owned())]];
-        if fine { Ok(()) } else { Err(unpinned("bytea_output or extra_float_digits")) }
+    /// Whether the process that the server named at the login is the one that answers. A pooler in between invents the first.
+    pub fn is_direct(&self) -> bool {
+        self.facts.key_pid == self.facts.sql_pid
     }
 
     /// A setting that the server reports, for example `server_version`.
@@ -263,17 +148,25 @@ impl Connection {
 
     /// Like [`try_query`](Self::try_query), for commands that may wait long.
     pub async fn query_within(&mut self, sql: &str, patience: Duration) -> Result<Result<Rows, ServerError>> {
-        timeout(patience, self.run(sql)).await.map_err(|_| lost("the server did not answer a statement in time"))?
+        timeout(patience, self.run(sql)).await.map_err(|_| silent())?
     }
 
     async fn run(&mut self, sql: &str) -> Result<Result<Rows, ServerError>> {
         self.send_query(sql).await?;
         let mut rows = Vec::new();
         let mut refused = None;
+        let mut size = 0;
         loop {
             let (tag, body) = self.receive().await?;
             match tag {
-                b'D' => rows.push(data_row(&body)?),
+                b'D' => {
+                    let row = data_row(&body)?;
+                    size += body.len() + (row.len() + 1) * CELL;
+                    if size > MAX_ANSWER {
+                        return Err(protocol("an answer to a statement is too long"));
+                    }
+                    rows.push(row);
+                }
                 b'E' => refused = Some(server_error(&body)?),
                 b'S' => self.note_parameter(&body)?,
                 b'Z' => return Ok(refused.map_or(Ok(rows), Err)),
@@ -291,6 +184,10 @@ impl Connection {
 
     /// Sends a replication command that answers with a two-way copy; then the socket belongs to the stream.
     pub async fn start_copy(&mut self, command: &str) -> Result<Result<(), ServerError>> {
+        timeout(QUERY_TIMEOUT, self.begin_copy(command)).await.map_err(|_| silent())?
+    }
+
+    async fn begin_copy(&mut self, command: &str) -> Result<Result<(), ServerError>> {
         self.send_query(command).await?;
         loop {
             let (tag, body) = self.receive().await?;
@@ -305,8 +202,11 @@ impl Connection {
 
     /// After a failed [`start_copy`](Self::start_copy): waits until the session takes commands again.
     pub async fn recover(&mut self) -> Result<()> {
-        while self.receive().await?.0 != b'Z' {}
-        Ok(())
+        let ready = async {
+            while self.receive().await?.0 != b'Z' {}
+            Ok(())
+        };
+        timeout(QUERY_TIMEOUT, ready).await.map_err(|_| silent())?
     }
 
     /// The socket and what was read ahead of it.
@@ -337,8 +237,8 @@ impl Connection {
         loop {
             if let Some(header) = self.input.get(..5) {
                 let len = Cursor::new(&header[1..]).u32().unwrap_or_default() as usize;
-                if !(4..=MAX_MESSAGE).contains(&len) {
-                    return Err(protocol("a message has an impossible length"));
+                if !(4..=self.limit).contains(&len) {
+                    return Err(self.garbled("a message has an impossible length"));
                 }
                 if self.input.len() > len {
                     let mut message = self.input.split_to(len + 1);
@@ -354,9 +254,17 @@ impl Connection {
         }
     }
 
+    /// Before the first words of a login, what answers may be anything.
+    fn garbled(&self, what: &str) -> Error {
+        if self.limit == MAX_LOGIN_MESSAGE { not_postgres(what) } else { protocol(what) }
+    }
+
     fn note_parameter(&mut self, body: &[u8]) -> Result<()> {
         let mut cursor = Cursor::new(body);
         let (Ok(name), Ok(value)) = (cursor.text(), cursor.text()) else { return Err(protocol("a setting's report is torn")) };
+        if self.parameters.len() >= MAX_PARAMETERS {
+            return Err(protocol("the server reports too many settings"));
+        }
         self.parameters.insert(name.to_owned(), value.to_owned());
         Ok(())
     }
@@ -390,43 +298,23 @@ fn data_row(body: &[u8]) -> Result<Vec<Option<String>>> {
     Ok(row)
 }
 
-/// A hostile server could ask for billions of hash rounds; real ones ask for 4096.
-fn bounded_iterations(challenge: &[u8]) -> Result<()> {
-    let text = String::from_utf8_lossy(challenge);
-    let rounds = text.split(',').find_map(|part| part.strip_prefix("i=")).and_then(|rounds| rounds.parse::<u32>().ok());
-    if rounds.is_some_and(|rounds| rounds > 1_000_000) {
-        return Err(unsafe_login("the server asks for an absurd number of hash rounds"));
-    }
-    Ok(())
-}
-
-fn unreachable(what: &str) -> Error {
-    Error::new(&shared::UNREACHABLE, what).hint("Check host and port in the url, and that the server runs.")
+fn silent() -> Error {
+    lost("the server did not answer a statement in time")
 }
 
 fn broken(error: std::io::Error) -> Error {
-    lost("the connection to the server broke").caused_by(error)
+    tls::refused_by_server(&error).unwrap_or_else(|| lost("the connection to the server broke").caused_by(error))
 }
 
-fn scram_failed(_: std::io::Error) -> Error {
-    Error::new(&codes::LOGIN_REFUSED, "the server could not prove that it knows the password")
-        .hint("Check the password, and that nothing stands between headwater and the server.")
-}
-
-fn unsafe_login(what: &str) -> Error {
-    Error::new(&codes::UNSAFE_LOGIN, what).hint(
-        "Set password_encryption = 'scram-sha-256', set the role's password again, and write scram-sha-256 into pg_hba.conf.",
-    )
-}
-
-fn unpinned(name: &str) -> Error {
-    Error::new(&codes::REFUSED, format!("the session's {name} is not what it was set to"))
-        .hint("Connect to the server itself: a connection pooler cannot carry these sessions.")
+fn not_postgres(what: &str) -> Error {
+    Error::new(&codes::NOT_POSTGRES, format!("what answers does not speak PostgreSQL's protocol: {what}"))
+        .hint("Check host and port in the url.")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn quoting_doubles_quotes() {
@@ -438,11 +326,74 @@ mod tests {
     fn torn_rows_are_refused() {
         assert_eq!(data_row(b"\0\x02\0\0\0\x01a\xff\xff\xff\xff").unwrap(), [Some("a".to_owned()), None]);
         assert!(data_row(b"\0\x02\0\0\0\x09a").is_err());
+        assert!(data_row(b"\xff\xff\xff\xff\xff\xff").is_err(), "65535 columns, and one of them there");
     }
 
-    #[test]
-    fn absurd_hash_rounds_are_refused() {
-        assert!(bounded_iterations(b"r=x,s=y,i=4096").is_ok());
-        assert!(bounded_iterations(b"r=x,s=y,i=2000000000").is_err());
+    fn over(socket: tokio::io::DuplexStream) -> Connection {
+        let address = Address { host: Host::Tcp("test".into()), port: 1, resolved: None };
+        Connection::new(Box::new(socket), address)
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_cut_off() {
+        let (mut server, client) = tokio::io::duplex(1 << 20);
+        let mut connection = over(client);
+        connection.limit = MAX_ANSWER;
+        // A thousand NULLs cost four bytes each on the wire and six times that in memory.
+        let mut row = b"D\0\0\x0f\xa6\x03\xe8".to_vec();
+        row.resize(7 + 4000, 0xff);
+        let feeding = tokio::spawn(async move { while server.write_all(&row).await.is_ok() {} });
+        let error = connection.query("SELECT").await.expect_err("an end");
+        assert_eq!((error.code().id, error.what().as_str()), ("HW2026", "an answer to a statement is too long"));
+        drop(connection);
+        feeding.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_ends_every_command() {
+        let (_server, client) = tokio::io::duplex(1 << 20);
+        let mut connection = over(client);
+        for error in [
+            connection.query("SELECT").await.map(drop).expect_err("query"),
+            connection.start_copy("START_REPLICATION").await.map(drop).expect_err("copy"),
+            connection.recover().await.expect_err("recover"),
+        ] {
+            assert_eq!(error.code().id, "HW0003", "{error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn arbitrary_bytes_end_a_session_without_panic(
+            pieces in prop::collection::vec((prop::sample::select(b"RSKZDTCENIWvdcH\0".to_vec()), any::<u32>(), any::<Vec<u8>>(), any::<bool>()), 0..8),
+            copy: bool,
+        ) {
+            let mut bytes = Vec::new();
+            for (tag, len, body, honest) in pieces {
+                bytes.push(tag);
+                bytes.extend(if honest { body.len() as u32 + 4 } else { len >> (len % 32) }.to_be_bytes());
+                bytes.extend(body);
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let (mut server, client) = tokio::io::duplex(1 << 20);
+                server.write_all(&bytes).await.unwrap();
+                server.shutdown().await.unwrap();
+                let mut connection = over(client);
+                connection.limit = MAX_ANSWER;
+                let _ = if copy { connection.start_copy("x").await.map(drop) } else { connection.query("x").await.map(drop) };
+                // A length that is claimed is believed only as far as bytes arrive.
+                assert!(connection.input.capacity() <= (1 << 20) + 16384);
+            });
+        }
+
+        #[test]
+        fn bodies_of_arbitrary_bytes_never_panic(body: Vec<u8>) {
+            let _ = data_row(&body);
+            let _ = server_error(&body);
+            let _ = over(tokio::io::duplex(1).0).note_parameter(&body);
+        }
     }
 }

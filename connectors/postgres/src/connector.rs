@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     catalog::{Catalog, TableFacts},
     check, codes,
-    config::{Host, LargeValues, Settings},
+    config::{LargeValues, Settings},
     connection::{Connection, ident, literal},
     error::protocol,
     position::{Lsn, Place},
@@ -192,9 +192,9 @@ impl SourceConnector for PostgresConnector {
     }
 
     async fn create(&self, intent: &Intent, again: bool) -> Result<Start> {
-        let mut catalog = self.catalog();
-        let tables = self.selected(&mut catalog).await?;
         let (mut session, identity) = self.session().await?;
+        let mut catalog = Catalog::new(session.pin(&self.settings.server));
+        let tables = self.selected(&mut catalog).await?;
         publication::create(&mut catalog, &self.settings, &tables).await?;
         let first = match intent.mode {
             IntentMode::Create => self.create_slot(&mut catalog, &mut session, again).await?,
@@ -206,12 +206,13 @@ impl SourceConnector for PostgresConnector {
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
-        let settings = &self.settings;
         let place = Place::from_position(position)?;
         let (mut session, found) = self.session().await?;
+        // Everything else that this source asks, it asks the server that it streams from.
+        let settings = &Arc::new(Settings { server: session.pin(&self.settings.server), ..Settings::clone(&self.settings) });
         slot::require_same(identity, &found)?;
         slot::require_history(&mut session, identity, &found, place).await?;
-        let mut catalog = self.catalog();
+        let mut catalog = Catalog::new(settings.server.clone());
         slot::require_behind(&mut catalog, settings, place).await?;
         slot::end_predecessor(&mut catalog, settings).await?;
         let tables = self.selected(&mut catalog).await?;
@@ -229,11 +230,8 @@ impl SourceConnector for PostgresConnector {
             None | Some(0) => Duration::from_secs(60),
             Some(milliseconds) => Duration::from_millis(milliseconds),
         };
+        let pace = if session.is_unix() { Duration::ZERO } else { PACE };
         let (socket, input) = session.into_parts();
-        let pace = match settings.server.host {
-            Host::Tcp(_) => PACE,
-            Host::Unix(_) => Duration::ZERO,
-        };
         let stream = Stream::start(socket, input, place.base, silence, pace);
         Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place)))
     }

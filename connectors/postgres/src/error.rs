@@ -11,7 +11,12 @@ pub struct ServerError {
     pub state: String,
     /// The primary message.
     pub message: String,
+    /// The place in the server's code, which is in no language.
+    pub routine: String,
 }
+
+/// More of a message than this tells nobody anything.
+const MAX_TEXT: usize = 1000;
 
 impl ServerError {
     /// Reads the body of an ErrorResponse. Bytes that are not UTF-8 (the server may use another encoding before login) are replaced.
@@ -23,10 +28,10 @@ impl ServerError {
                 break;
             }
             let end = memchr::memchr(0, tail).ok_or(Torn)?;
-            let text = String::from_utf8_lossy(&tail[..end]).into_owned();
             match field {
-                b'C' => error.state = text,
-                b'M' => error.message = text,
+                b'C' => error.state = printable(&tail[..end]),
+                b'M' => error.message = printable(&tail[..end]),
+                b'R' => error.routine = printable(&tail[..end]),
                 _ => {}
             }
             rest = &tail[end + 1..];
@@ -54,7 +59,8 @@ impl ServerError {
         match self.state.as_str() {
             "28P01" | "28000" => (
                 &codes::LOGIN_REFUSED,
-                "Check user and password, and that pg_hba.conf has a line with scram-sha-256 for this user, database and address.",
+                "Check user and password, that pg_hba.conf has a line with scram-sha-256 for this user, database and address, \
+                 and sslcert if the line asks for a client certificate.",
             ),
             "3D000" => (&codes::DATABASE_MISSING, "Correct the database name at the end of the url."),
             "42501" => (&codes::PRIVILEGE, "Grant the privilege; `headwater check` prints the exact statement."),
@@ -75,6 +81,12 @@ impl ServerError {
     }
 }
 
+/// A server's words go to logs and terminals: no control characters, and an end.
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_TEXT)]);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
+}
+
 /// A message of the server that is not what the protocol prescribes.
 pub fn protocol(what: &str) -> Error {
     Error::new(&codes::PROTOCOL, what)
@@ -93,7 +105,7 @@ mod tests {
 
     #[test]
     fn states_map_to_kinds() {
-        let kind = |state: &str| ServerError { state: state.into(), message: String::new() }.into_error().kind();
+        let kind = |state: &str| ServerError { state: state.into(), ..ServerError::default() }.into_error().kind();
         assert_eq!(kind("28P01"), Kind::Environment);
         assert_eq!(kind("3D000"), Kind::Config);
         assert_eq!(kind("42501"), Kind::Environment);
@@ -108,5 +120,15 @@ mod tests {
         assert_eq!(error.text(), "the server said \"duplicate\" (23505)");
         assert!(ServerError::parse(b"Mno end").is_err());
         assert!(ServerError::parse(b"").is_ok());
+    }
+
+    #[test]
+    fn a_servers_words_cannot_steer_a_terminal() {
+        let mut body = b"C42P01\0Mone\x1b[2Jtwo\nthree".to_vec();
+        body.extend_from_slice(&vec![b'x'; 100_000]);
+        body.extend_from_slice(b"\0\0");
+        let error = ServerError::parse(&body).unwrap();
+        assert!(error.message.starts_with("one [2Jtwo three"), "{:.40}", error.message);
+        assert!(error.message.len() <= MAX_TEXT);
     }
 }

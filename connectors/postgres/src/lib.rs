@@ -9,7 +9,7 @@
 //!
 //! In reading order:
 //!
-//! 1. `config`: the options. `codes`, `error`: what can go wrong, and from SQLSTATE to kind.
+//! 1. `config`, `server`: the options and the url. `codes`, `error`: what can go wrong, and from SQLSTATE to kind.
 //! 2. `connection`, `tls`, `wire`: sessions with pinned settings. `catalog`, `types`: what SQL tells.
 //! 3. `connector`, `slot`, `publication`, `check`: look, prepare, create, verify, open.
 //! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `decode`, `array`: from bytes to rows, without IO.
@@ -30,6 +30,7 @@ mod pgoutput;
 mod position;
 mod publication;
 mod relation;
+mod server;
 mod session;
 mod slot;
 mod source;

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Microseconds from 1970 to 2000, where the server's clock begins.
-const EPOCH_2000_US: i64 = 946_684_800_000_000;
+pub const EPOCH_2000_US: i64 = 946_684_800_000_000;
 
 /// One decoded message that borrows from the frame.
 #[derive(Debug)]

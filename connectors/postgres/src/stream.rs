@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -25,6 +25,7 @@ use tokio::{
 use crate::{
     connection::Socket,
     error::{ServerError, lost, protocol},
+    pgoutput::EPOCH_2000_US,
     position::Lsn,
     wire::Cursor,
 };
@@ -39,6 +40,8 @@ const READ_SIZE: usize = 256 << 10;
 pub const PACE: Duration = Duration::from_micros(500);
 /// A field has at most 1 GiB and a row as much; what claims more is not a frame.
 const MAX_FRAME: usize = (1 << 30) + (1 << 24);
+/// An error or a notice is shorter.
+const MAX_OTHER: usize = 1 << 20;
 /// How long the server may be silent, although it is asked to answer, before the connection counts as dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -171,7 +174,8 @@ impl Input {
             let rest = &self.bytes[self.scanned..];
             let Some(head) = rest.first_chunk::<5>() else { return Ok(Scan::More(0)) };
             let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-            if !(4..=MAX_FRAME).contains(&len) {
+            let most = if head[0] == b'd' { MAX_FRAME } else { MAX_OTHER };
+            if !(4..=most).contains(&len) {
                 return Err(protocol("a frame has an impossible length"));
             }
             let Some(frame) = rest.get(..=len) else { return Ok(Scan::More(len + 1 - rest.len())) };
@@ -376,14 +380,21 @@ fn status(out: &mut BytesMut, received: u64, acked: u64, ask: bool) {
     out.put_u64(received.max(acked));
     out.put_u64(acked);
     out.put_u64(acked);
-    // The client's clock: the server only shows it.
-    out.put_i64(0);
+    // Our clock: the server only shows it, as pg_stat_replication.reply_time.
+    out.put_i64(server_time(SystemTime::now()));
     out.put_u8(u8::from(ask));
+}
+
+/// Microseconds since 2000, where the server's clock begins.
+fn server_time(now: SystemTime) -> i64 {
+    let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    i64::try_from(since_1970).unwrap_or(i64::MAX).saturating_sub(EPOCH_2000_US)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn frame(payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![b'd'];
@@ -452,8 +463,100 @@ mod tests {
 
     #[tokio::test]
     async fn an_impossible_length_ends_the_stream() {
-        let (mut server, mut stream) = start(1 << 20);
-        server.write_all(&[b'd', 0x7f, 0xff, 0xff, 0xff, b'w']).await.unwrap();
-        assert!(stream.next().await.is_err());
+        for head in [[b'd', 0x7f, 0xff, 0xff, 0xff], [b'd', 0xff, 0xff, 0xff, 0xff], [b'd', 0, 0, 0, 3], [b'E', 0, 0x20, 0, 0]] {
+            let (mut server, mut stream) = start(1 << 20);
+            server.write_all(&head).await.unwrap();
+            assert!(stream.next().await.is_err_and(|error| error.code().id == "HW2026"), "{head:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gigabyte_that_is_only_claimed_takes_no_memory() {
+        let (server, client) = tokio::io::duplex(64);
+        let (_reader, writer) = tokio::io::split(Box::new(client) as Box<dyn Socket>);
+        let mut bytes = BytesMut::from(&[b'd', 0x40, 0, 0, 0, b'w'][..]);
+        bytes.extend_from_slice(&[0; 100]);
+        let mut task = Task {
+            writer,
+            output: BytesMut::new(),
+            input: Input { bytes, scanned: 0, received: 0, reply: false },
+            shared: Arc::new(Shared {
+                acked: AtomicU64::new(0),
+                ask: AtomicBool::new(false),
+                stop: AtomicBool::new(false),
+                wake: Notify::new(),
+            }),
+            sender: mpsc::channel(1).0,
+            budget: Arc::new(Semaphore::new(BUDGET)),
+            every: Duration::from_secs(1),
+            status_due: Instant::now(),
+            heard: Instant::now(),
+            read_at: Instant::now(),
+            pace: PACE,
+        };
+        task.hand_over(&mut None).unwrap();
+        assert!(task.input.bytes.capacity() <= BUDGET + READ_SIZE, "{}", task.input.bytes.capacity());
+        drop(server);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_vanished_without_a_word_is_given_up() {
+        // Half-open: what we write is taken, and nothing comes back (N1).
+        let (server, client) = tokio::io::duplex(1 << 20);
+        let mut stream = Stream::start(Box::new(client), BytesMut::new(), Lsn(5), Duration::from_secs(10), PACE);
+        let began = Instant::now();
+        let error = stream.next().await.err().expect("an end");
+        assert_eq!((error.code().id, error.what().as_str()), ("HW0003", "the server is silent"));
+        assert!((SILENCE..SILENCE * 2).contains(&began.elapsed()), "the paused clock says {:?}", began.elapsed());
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn single_bytes_make_whole_frames() {
+        let (mut server, mut stream) = start(1);
+        let bytes = [keepalive(900, 0), keepalive(901, 0)].concat();
+        let (mut reader, mut writer) = tokio::io::split(&mut server);
+        let drain = async {
+            let mut sink = [0; 64];
+            while reader.read(&mut sink).await.is_ok_and(|read| read > 0) {}
+        };
+        let feed = async {
+            for byte in bytes {
+                writer.write_all(&[byte]).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        };
+        let take = async {
+            let mut seen = Vec::new();
+            while seen.len() < 2 {
+                let mut chunk = stream.next().await.unwrap();
+                while let Some(frame) = chunk.next_frame() {
+                    seen.push(frame);
+                }
+            }
+            seen
+        };
+        let seen = tokio::select! { seen = take => seen, () = drain => panic!("closed"), () = feed => panic!("over") };
+        assert!(seen.iter().all(|frame| frame.len() == 18), "{seen:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_frames_neither_panic_nor_take_memory(
+            pieces in prop::collection::vec((prop::sample::select(b"ddddEcNZ\x00\xff".to_vec()), any::<u32>(), any::<Vec<u8>>()), 0..6),
+            honest: bool,
+        ) {
+            let mut bytes = BytesMut::new();
+            for (tag, len, body) in pieces {
+                bytes.put_u8(tag);
+                bytes.put_u32(if honest { body.len() as u32 + 4 } else { len >> (len % 32) });
+                bytes.put_slice(&body);
+            }
+            let whole = bytes.len();
+            let mut input = Input { bytes, scanned: 0, received: 0, reply: false };
+            // The scan never looks or points behind what is there.
+            let _ = input.scan();
+            prop_assert!(input.scanned <= whole && input.bytes.len() == whole);
+        }
     }
 }

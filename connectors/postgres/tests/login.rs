@@ -72,9 +72,9 @@ async fn tls_modes_demand_what_they_say() {
     let rooted = |mode: &str| format!("sslmode={mode}&sslrootcert={}", root.display());
     // The certificate is for localhost, not for the address.
     let error = refusal(&url("tls", "127.0.0.1", &rooted("verify-full")), "geheim").await;
-    assert_eq!((error.code().id, error.kind()), ("HW2006", Kind::Environment), "{error}");
+    assert_eq!((error.code().id, error.kind()), ("HW2048", Kind::Environment), "{error}");
     let error = refusal(&url("tls", "localhost", "sslmode=verify-full"), "geheim").await;
-    assert_eq!(error.code().id, "HW2006", "not in the system's store: {error}");
+    assert_eq!(error.code().id, "HW2048", "not in the system's store: {error}");
     for parameters in [rooted("verify-ca"), "sslmode=require".to_owned()] {
         let connector = connector(&url("tls", "127.0.0.1", &parameters), json!({ "password": "geheim" }));
         let findings = connector.check().await.unwrap();
