@@ -235,6 +235,6 @@ impl SourceConnector for PostgresConnector {
             Host::Unix(_) => Duration::ZERO,
         };
         let stream = Stream::start(socket, input, place.base, silence, pace);
-        Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place)))
+        Ok(Box::new(PostgresSource::new(Arc::clone(settings), found, stream, place)))
     }
 }
