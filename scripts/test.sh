@@ -3,7 +3,7 @@
 #
 # HEADWATER_SEED    replays the kill test and the simulation's single seed
 # HEADWATER_KILLS   kills per log that must count (default 10)
-# HEADWATER_SEEDS   seeds of the simulation (default 2500)
+# HEADWATER_SEEDS   seeds of the simulation (default 10000)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/need.sh
@@ -66,7 +66,7 @@ versions() {
 suite "Kafka $(basename "$(scripts/kafka-path.sh)")" true
 suite "format and lints" scripts/lint.sh
 suite "build" cargo test --workspace --no-run --quiet
-suite "simulation (${HEADWATER_SEEDS:-2500} seeds)" cargo test --lib --quiet simulation -- --nocapture
+suite "simulation (${HEADWATER_SEEDS:-10000} seeds)" cargo test --lib --quiet simulation -- --nocapture
 suite "contract" cargo test --quiet --no-fail-fast -p headwater-connector
 suite "PostgreSQL source on ${majors[*]}" versions
 on "$newest"

@@ -166,8 +166,15 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let (Some(identity), Some(position)) = (&progress.identity, &progress.position) else {
         return Err(Error::new(&headwater_connector::codes::INVARIANT, "a started connector has no position"));
     };
-    let source = ingest.connector.open(identity, position).await?;
+    let source = match ingest.connector.open(identity, position).await {
+        Ok(source) => source,
+        Err(error) => return Err(blame(ingest, &internal, error).await?),
+    };
     ingest.status.streaming(position, source.monitor());
+    if let Some(found) = source.identity() {
+        // Positions from here on belong to the timeline that was found, and are compared with it at the next start.
+        progress.identity = Some(found.clone());
+    }
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
     let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, dead_letters);
     Ok(Started { writer, source, encoder, progress })
@@ -202,6 +209,18 @@ pub async fn record_pause(ingest: &Ingest, since: String) -> Result<()> {
     }
     writer.close().await;
     Ok(())
+}
+
+/// A source that has moved on without us looks as if somebody had tampered with it: a rival that took over between our look at
+/// the checkpoint and our look at the slot has confirmed more than we know of. Then the fault is ours, and nothing is lost.
+async fn blame(ingest: &Ingest, internal: &InternalTopics, error: Error) -> Result<Error> {
+    if error.kind() == headwater_connector::Kind::Lost {
+        let records = ingest.log.last_records(&internal.checkpoint).await?;
+        if let Some(checkpoint) = Checkpoint::decode(&internal.checkpoint, &records)? {
+            ingest.refuse_rival(&checkpoint)?;
+        }
+    }
+    Ok(error)
 }
 
 /// The first start: an intent before anything is created at the source, the first position after it (crash points C3 and C4).

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Batch, Position, Result};
+use crate::{Batch, Identity, Position, Result};
 
 /// When [`Source::next_batch`] stops adding to a batch.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,14 @@ pub trait Source: Send {
     /// Everything up to `position` is durable in the topics: the source may let its server forget it.
     /// Never called with a position that is not committed.
     async fn ack(&mut self, position: &Position) -> Result<()>;
+
+    /// The server as it is now, if that may differ from what the checkpoint says in a way that [`open`] has accepted: another
+    /// timeline after a failover. It is stored with the next position, so that later positions are compared with it.
+    ///
+    /// [`open`]: crate::SourceConnector::open
+    fn identity(&self) -> Option<&Identity> {
+        None
+    }
 
     /// How far the server is ahead; usable while `next_batch` waits.
     fn monitor(&self) -> Arc<dyn Monitor>;

@@ -233,6 +233,6 @@ impl SourceConnector for PostgresConnector {
         let pace = if session.is_unix() { Duration::ZERO } else { PACE };
         let (socket, input) = session.into_parts();
         let stream = Stream::start(socket, input, place.base, silence, pace);
-        Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place)))
+        Ok(Box::new(PostgresSource::new(Arc::clone(settings), found, stream, place)))
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use headwater_connector::{Batch, Error, Kind, Limits, Monitor, Position, Result, Source};
+use headwater_connector::{Batch, Error, Identity, Kind, Limits, Monitor, Position, Result, Source};
 use tokio::{
     sync::watch,
     time::{Instant as Deadline, timeout_at},
@@ -35,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// See the module's page.
 pub struct PostgresSource {
     settings: Arc<Settings>,
+    identity: Identity,
     catalog: Catalog,
     stream: Stream,
     chunk: Option<Chunk>,
@@ -49,14 +50,15 @@ pub struct PostgresSource {
 }
 
 impl PostgresSource {
-    /// `stream` runs from `place`.
-    pub fn new(settings: Arc<Settings>, stream: Stream, place: Place) -> Self {
+    /// `stream` runs from `place` on the server that `identity` names.
+    pub fn new(settings: Arc<Settings>, identity: Identity, stream: Stream, place: Place) -> Self {
         let (quiet, watching) = watch::channel(Quiet { read_to: Lsn(0), changes_end: place.base });
         let monitor = StreamMonitor::new(settings.server.clone(), Arc::clone(&stream.shared), watching);
         Self {
             catalog: Catalog::new(settings.server.clone()),
             decoder: Decoder::new(place, settings.on_truncate),
             settings,
+            identity,
             stream,
             chunk: None,
             failed: None,
@@ -172,6 +174,10 @@ impl PostgresSource {
 
 #[async_trait]
 impl Source for PostgresSource {
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.identity)
+    }
+
     async fn next_batch(&mut self, batch: &mut Batch, limits: &Limits) -> Result<()> {
         if let Some(error) = self.failed.take() {
             return Err(error);

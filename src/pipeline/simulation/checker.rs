@@ -1,39 +1,41 @@
 //! What must be in the log, computed from the history alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use headwater_connector::Op;
 use serde_json::Value as Json;
 
 use super::{
-    database::{ModelDatabase, Step, parse},
-    model_log::{Committed, ModelLog},
+    broker::{Appended, Broker, POSITION_KEY},
+    process::End,
+    server::{FILTERED, Lsn, ModelServer, Step, Transaction, parse},
 };
 
 const CHECKPOINT: &str = "headwater.shop.checkpoint";
 const SCHEMA: &str = "headwater.shop.schema";
-const POSITION_KEY: &str = r#"{"checkpoint":"position"}"#;
 
-/// Whether the newest checkpoint is behind the whole history.
-pub fn caught_up(database: &ModelDatabase, log: &ModelLog) -> bool {
-    let Some(value) = log.last(CHECKPOINT, POSITION_KEY) else { return false };
-    let record: Json = serde_json::from_slice(&value).unwrap();
-    record["position"].as_str().is_some_and(|text| parse(text).0 == database.history.len())
-}
-
-/// The whole check: events equal to the history behind the first position, and an unbroken chain of checkpoints.
-pub fn check(database: &ModelDatabase, log: &ModelLog) -> Result<(), String> {
-    let records = log.records();
+/// The whole check: events equal to the history behind the first position, and an unbroken chain of checkpoints. After a
+/// named stop the events are the beginning of a history that the server once had.
+pub fn check(server: &ModelServer, broker: &Broker, end: End) -> Result<(), String> {
+    let records = broker.committed();
     let start = chain(&records)?;
-    let expected: Vec<String> = database.history[start..]
-        .iter()
-        .enumerate()
-        .flat_map(|(at, steps)| steps.iter().flat_map(move |step| events(step, start + at)))
-        .collect();
-    let data: Vec<&Committed> = records.iter().filter(|one| one.topic != CHECKPOINT && one.topic != SCHEMA).collect();
+    let data: Vec<&Appended> = records.iter().filter(|one| &*one.topic != CHECKPOINT && &*one.topic != SCHEMA).collect();
     let actual: Vec<String> = data.iter().map(|one| line(one)).collect();
-    if let Some(at) = (0..expected.len().max(actual.len())).find(|at| expected.get(*at) != actual.get(*at)) {
-        return Err(format!("event {at}: expected {:?}, found {:?}", expected.get(at), actual.get(at)));
+    match (start, end) {
+        (Some(start), End::Rest) => compare(&expected(&server.history(), start), &actual)?,
+        (Some(start), End::Lost) => {
+            let differs = |history: &Vec<Arc<Transaction>>| {
+                let mut expected = expected(history, start);
+                expected.truncate(actual.len());
+                compare(&expected, &actual).err()
+            };
+            let differences: Vec<String> = server.histories().iter().map_while(differs).collect();
+            if differences.len() == server.histories().len() {
+                return Err(differences.concat());
+            }
+        }
+        (None, End::Lost) => compare(&[], &actual)?,
+        (None, End::Rest) => return Err("no position was ever committed".to_owned()),
     }
     let places: Vec<&[u8]> = data.iter().map(|one| header(one, "hw.pos")).collect();
     if !places.is_sorted_by(|a, b| a < b) {
@@ -42,15 +44,28 @@ pub fn check(database: &ModelDatabase, log: &ModelLog) -> Result<(), String> {
     schemas_come_first(&records)
 }
 
+/// What a history publishes from a place on.
+fn expected(history: &[Arc<Transaction>], start: Lsn) -> Vec<String> {
+    let behind = history.iter().filter(|one| one.commit >= start);
+    behind.flat_map(|one| one.steps.iter().flat_map(|step| events(step, one.xid))).collect()
+}
+
+fn compare(expected: &[String], actual: &[String]) -> Result<(), String> {
+    match (0..expected.len().max(actual.len())).find(|at| expected.get(*at) != actual.get(*at)) {
+        None => Ok(()),
+        Some(at) => Err(format!("event {at}: expected {:?}, found {:?}", expected.get(at), actual.get(at))),
+    }
+}
+
 /// Checkpoints follow each other without a gap and count what was published between them. Returns the first position.
-fn chain(records: &[Committed]) -> Result<usize, String> {
+fn chain(records: &[Appended]) -> Result<Option<Lsn>, String> {
     let mut seq = 0;
     let mut start = None;
-    let mut counted: BTreeMap<(String, u32), u64> = BTreeMap::new();
+    let mut counted: BTreeMap<(Arc<str>, u32), u64> = BTreeMap::new();
     for one in records {
-        if one.topic != CHECKPOINT || one.record.key != POSITION_KEY.as_bytes() {
-            if one.topic != CHECKPOINT {
-                *counted.entry((one.topic.clone(), one.partition)).or_default() += 1;
+        if &*one.topic != CHECKPOINT || one.record.key != POSITION_KEY {
+            if &*one.topic != CHECKPOINT {
+                *counted.entry((Arc::clone(&one.topic), one.partition)).or_default() += 1;
             }
             continue;
         }
@@ -60,12 +75,12 @@ fn chain(records: &[Committed]) -> Result<usize, String> {
         }
         seq += 1;
         if let (None, Some(text)) = (start, record["position"].as_str()) {
-            start = Some(parse(text).0);
+            start = Some(parse(text).base);
         }
         let mut claimed = BTreeMap::new();
         for (topic, partitions) in record["counts"].as_object().unwrap() {
             for (partition, count) in partitions.as_object().unwrap() {
-                claimed.insert((topic.clone(), partition.parse().unwrap()), count.as_u64().unwrap());
+                claimed.insert((Arc::from(&**topic), partition.parse().unwrap()), count.as_u64().unwrap());
             }
         }
         if claimed != std::mem::take(&mut counted) {
@@ -75,16 +90,16 @@ fn chain(records: &[Committed]) -> Result<usize, String> {
     if !counted.is_empty() {
         return Err(format!("events without a checkpoint: {counted:?}"));
     }
-    start.ok_or_else(|| "no position was ever committed".to_owned())
+    Ok(start)
 }
 
-fn schemas_come_first(records: &[Committed]) -> Result<(), String> {
+fn schemas_come_first(records: &[Appended]) -> Result<(), String> {
     let mut known = Vec::new();
     for one in records {
-        if one.topic == SCHEMA {
+        if &*one.topic == SCHEMA {
             let key: Json = serde_json::from_slice(&one.record.key).unwrap();
             known.push(key["schema"].as_str().unwrap().as_bytes().to_vec());
-        } else if one.topic != CHECKPOINT && !known.iter().any(|schema| schema == header(one, "hw.schema")) {
+        } else if &*one.topic != CHECKPOINT && !known.iter().any(|schema| schema == header(one, "hw.schema")) {
             return Err(format!("an event came before its schema: {one:?}"));
         }
     }
@@ -92,7 +107,10 @@ fn schemas_come_first(records: &[Committed]) -> Result<(), String> {
 }
 
 /// What a step publishes, in the words of [`line`].
-fn events(step: &Step, tx: usize) -> Vec<String> {
+fn events(step: &Step, tx: u64) -> Vec<String> {
+    if step.table == FILTERED {
+        return Vec::new();
+    }
     let topic = ["shop.orders", "shop.items"][step.table];
     let event = |op: &str, key: u32, value: Option<u32>| {
         let value = value.map_or_else(|| "null".to_owned(), |version| format!(r#"{{"id":{key},"ver":{version}}}"#));
@@ -106,12 +124,12 @@ fn events(step: &Step, tx: usize) -> Vec<String> {
     }
 }
 
-fn line(one: &Committed) -> String {
+fn line(one: &Appended) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let value = one.record.value.as_deref().map_or_else(|| "null".to_owned(), text);
     format!("{} {} {value} {} {}", one.topic, text(&one.record.key), text(header(one, "hw.op")), text(header(one, "hw.tx")))
 }
 
-fn header<'a>(one: &'a Committed, name: &str) -> &'a [u8] {
+fn header<'a>(one: &'a Appended, name: &str) -> &'a [u8] {
     one.record.headers.iter().find(|(known, _)| known == name).map_or(b"", |(_, value)| value)
 }

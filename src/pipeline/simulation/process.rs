@@ -1,0 +1,256 @@
+//! The course of a run: processes that crash, freeze and have rivals, beside a server that things happen to.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use headwater_connector::{Error, Kind};
+use tokio::time::Sleep;
+
+use super::{Lie, Variant, World, broker::Broker, log::ModelLog, server::ModelServer, source};
+use crate::{
+    config::raw::CommitOptions,
+    mapping::rule::Events,
+    pipeline::{ingest::Ingest, supervisor::supervise},
+    shutdown,
+};
+
+/// Virtual time that a run may take to come to rest after its last fault (invariant I15).
+const REST: Duration = Duration::from_secs(6 * 3600);
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything is published.
+    Rest,
+    /// A named stop after something that nothing else can answer.
+    Lost,
+}
+
+/// Ends a process at its n-th await: drops it there, as SIGKILL would. Before that it may be frozen once, as SIGSTOP would,
+/// and go on as if nothing had happened.
+struct Fate<F> {
+    inner: Option<Pin<Box<F>>>,
+    polls_left: u32,
+    /// With how many polls left it freezes, and for how long.
+    freeze: Option<(u32, Duration)>,
+    frozen: Option<Pin<Box<Sleep>>>,
+    world: Arc<World>,
+}
+
+impl<F: Future> Fate<F> {
+    fn new(world: &Arc<World>, inner: F) -> Self {
+        let mut rng = world.rng();
+        let polls_left = rng.u32(1..400);
+        // From a moment to far beyond every timeout.
+        let pause = Duration::from_millis([50, 2_000, 45_000, 90_000, 400_000][rng.usize(0..5)]);
+        let freeze = (rng.u32(0..3) == 0).then(|| (rng.u32(0..polls_left), pause));
+        drop(rng);
+        Self { inner: Some(Box::pin(inner)), polls_left, freeze, frozen: None, world: Arc::clone(world) }
+    }
+}
+
+impl<F: Future> Future for Fate<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some((at, pause)) = self.freeze
+            && self.polls_left <= at
+        {
+            self.freeze = None;
+            self.frozen = Some(Box::pin(tokio::time::sleep(pause)));
+        }
+        if let Some(sleep) = &mut self.frozen {
+            if sleep.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.frozen = None;
+            self.world.tally().thawed += 1;
+        }
+        if self.polls_left == 0 {
+            self.inner = None;
+            return Poll::Ready(None);
+        }
+        self.polls_left -= 1;
+        let inner = self.inner.as_mut().expect("polled after completion");
+        inner.as_mut().poll(context).map(Some)
+    }
+}
+
+pub struct Run {
+    pub world: Arc<World>,
+    pub server: Arc<ModelServer>,
+    pub broker: Arc<Broker>,
+    events: Events,
+    commit: CommitOptions,
+}
+
+impl Run {
+    pub fn new(seed: u64, lie: Lie, variant: Variant) -> Self {
+        fastrand::seed(seed);
+        let mut rng = Rng::with_seed(seed);
+        let commit = CommitOptions {
+            max_bytes: [600, 4_000, 1 << 20][rng.usize(0..3)],
+            max_events: [3, 20, 1_000][rng.usize(0..3)],
+            linger_ms: rng.u64(0..10),
+        };
+        let events = Events { partitions: Some([1, 3][rng.usize(0..2)]), ..Events::default() };
+        let faults = [0, 5, 30, 80][rng.usize(0..4)];
+        let world = Arc::new(World::new(Rng::with_seed(rng.u64(..)), faults, lie, variant));
+        let server = Arc::new(ModelServer::generate(&mut rng, Arc::clone(&world)));
+        let broker = Arc::new(Broker::new(Arc::clone(&world)));
+        Self { world, server, broker, events, commit }
+    }
+
+    /// One process: its own writer id and its own memory.
+    fn process(&self) -> Ingest {
+        let connector = source::connector(&self.server, &self.world);
+        let log = Arc::new(ModelLog::new(Arc::clone(&self.world), Arc::clone(&self.broker)));
+        let mut ingest = Ingest::new("shop", "headwater", connector, log, self.events.clone());
+        ingest.commit = self.commit;
+        ingest
+    }
+
+    /// Crashes and restarts, then a last process that runs to rest.
+    pub async fn play(&mut self) -> Result<End, String> {
+        let accidents = tokio::spawn(accidents(Arc::clone(&self.world), Arc::clone(&self.server)));
+        let end = self.lives().await;
+        accidents.abort();
+        end
+    }
+
+    async fn lives(&self) -> Result<End, String> {
+        let crashes = self.world.rng().u32(0..8);
+        for _ in 0..crashes {
+            let rivals = [0, 0, 0, 1, 1, 2][self.world.rng().usize(0..6)];
+            let ends = match rivals {
+                0 => vec![self.life(false).await],
+                1 => {
+                    let (first, second) = tokio::join!(self.life(false), self.life(true));
+                    vec![first, second]
+                }
+                _ => {
+                    let (first, second, third) = tokio::join!(self.life(false), self.life(true), self.life(true));
+                    vec![first, second, third]
+                }
+            };
+            for end in ends {
+                if self.judge(end)? == Some(End::Lost) {
+                    return Ok(End::Lost);
+                }
+            }
+        }
+        self.finish().await
+    }
+
+    /// A process until its end, which is sooner or later a crash. A rival comes later.
+    async fn life(&self, rival: bool) -> Option<Option<Error>> {
+        if rival {
+            let late = Duration::from_millis(self.world.rng().u64(0..400));
+            tokio::time::sleep(late).await;
+        }
+        let (_trigger, shutdown) = shutdown::channel();
+        let process = self.process();
+        Fate::new(&self.world, supervise(&process, shutdown)).await
+    }
+
+    /// Whether a process may end like this.
+    fn judge(&self, end: Option<Option<Error>>) -> Result<Option<End>, String> {
+        match end {
+            None => {
+                self.world.tally().crashes += 1;
+                Ok(None)
+            }
+            Some(Some(error)) if error.kind() == Kind::Fenced => {
+                self.world.tally().fenced += 1;
+                Ok(None)
+            }
+            Some(Some(error)) if error.kind() == Kind::Lost && self.world.harmed.load(Ordering::Relaxed) => {
+                self.world.tally().lost_stops += 1;
+                Ok(Some(End::Lost))
+            }
+            Some(other) => Err(format!("a process ended with {other:?}")),
+        }
+    }
+
+    async fn finish(&self) -> Result<End, String> {
+        let (trigger, shutdown) = shutdown::channel();
+        let process = self.process();
+        let watch = async {
+            let rested = tokio::time::timeout(REST, self.until_caught_up()).await;
+            trigger.stop();
+            rested
+        };
+        let mut running = std::pin::pin!(supervise(&process, shutdown));
+        let error = tokio::select! {
+            biased;
+            error = &mut running => error,
+            rested = watch => {
+                let error = running.await;
+                rested.map_err(|_| format!("the run did not come to rest: {:?}", process.status.last_error()))?;
+                error
+            }
+        };
+        match error {
+            None => Ok(End::Rest),
+            Some(error) => {
+                let end = self.judge(Some(Some(error)))?;
+                end.ok_or_else(|| "the last process stood down without a rival".to_owned())
+            }
+        }
+    }
+
+    async fn until_caught_up(&self) {
+        while self.world.committed().base < self.server.end() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// What happens to the server by itself and by its operators.
+async fn accidents(world: Arc<World>, server: Arc<ModelServer>) {
+    let count = world.rng().u32(0..6);
+    let failover_slot = world.rng().bool();
+    for _ in 0..count {
+        let pause = Duration::from_millis(world.rng().u64(0..1_500));
+        tokio::time::sleep(pause).await;
+        if failover_slot {
+            server.sync_slot();
+        }
+        let (what, down) = {
+            let mut rng = world.rng();
+            (rng.u32(0..40), Duration::from_millis(rng.u64(0..3_000)))
+        };
+        let harm = || world.harmed.store(true, Ordering::Relaxed);
+        match what {
+            0..=13 => server.checkpoint(),
+            14..=26 => world.tally().regressions += u64::from(server.crash(down)),
+            27..=35 => {
+                let lost = [0, 0, 1, 2][world.rng().usize(0..4)];
+                let mut rng = world.rng().fork();
+                if !server.fail_over(&mut rng, lost, down) {
+                    harm();
+                }
+                world.tally().failovers += 1;
+            }
+            36 | 37 => {
+                harm();
+                server.advance_slot();
+            }
+            38 => {
+                harm();
+                server.drop_slot();
+            }
+            _ => {
+                harm();
+                server.drop_slot();
+                server.create_slot();
+            }
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! A model of the PostgreSQL server: one log in commit order, one slot, and what operators and crashes do to both.
+//!
+//! What it claims about real servers is compared with them in `tests/embedded/traces.rs`.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use headwater_connector::{Column, Error, Op, Result, Schema, Type, codes as contract};
+use tokio::time::Instant;
+
+use super::{Place, World};
+use crate::log::codes;
+
+/// A place in the log.
+pub type Lsn = u64;
+
+/// Tables of the model; the last one is not captured, but its rows are raw messages like all others.
+pub const TABLES: usize = 3;
+pub const FILTERED: usize = 2;
+
+/// One raw row message.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub table: usize,
+    pub op: Op,
+    pub key: u32,
+    /// The key before, of an update that changes it.
+    pub old_key: Option<u32>,
+    pub version: u32,
+    /// Rows of one COPY share it.
+    pub lsn: Lsn,
+}
+
+/// One committed transaction.
+#[derive(Debug)]
+pub struct Transaction {
+    pub xid: u64,
+    /// Where its commit record begins. Equal to the end of the one before if the two commits are adjacent in the log.
+    pub commit: Lsn,
+    /// Where its commit record ends.
+    pub end: Lsn,
+    pub steps: Vec<Step>,
+}
+
+/// Transactions in the order of their commit records.
+pub type History = Vec<Arc<Transaction>>;
+
+struct Slot {
+    /// What the server holds in memory.
+    confirmed: Lsn,
+    /// What a crash of the server leaves.
+    persisted: Lsn,
+    /// What the standby has.
+    synced: Option<Lsn>,
+    /// Which opened source streams from it.
+    active: Option<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    history: History,
+    /// Histories that a failover has cut off.
+    former: Vec<History>,
+    began: Option<Instant>,
+    timeline: u32,
+    /// Timelines that were left, and where.
+    switches: Vec<(u32, Lsn)>,
+    slot: Option<Slot>,
+    opened: u64,
+    down_until: Option<Instant>,
+}
+
+pub struct ModelServer {
+    pub schemas: Vec<Arc<Schema>>,
+    world: Arc<World>,
+    pace: Duration,
+    state: Mutex<State>,
+}
+
+/// Makes transactions whose places follow each other.
+struct Writer {
+    lsn: Lsn,
+    xid: u64,
+    version: u32,
+}
+
+impl Writer {
+    fn transaction(&mut self, rng: &mut Rng) -> Arc<Transaction> {
+        let count = if rng.u32(0..10) == 0 { rng.usize(20..90) } else { rng.usize(0..8) };
+        // Rows may have been written before the commit in front of ours: then the two commit records touch.
+        let adjacent = rng.bool();
+        let mut lsn = if adjacent { self.lsn.saturating_sub(8 * count as Lsn) } else { self.lsn };
+        let copy = rng.u32(0..4) == 0;
+        let mut steps = Vec::with_capacity(count);
+        for at in 0..count {
+            if !(copy && at % 16 != 0) {
+                lsn += 8;
+            }
+            steps.push(self.step(rng, lsn));
+        }
+        let other_traffic = if adjacent { 0 } else { rng.u64(0..3) * 8 };
+        let commit = if adjacent { self.lsn } else { lsn + other_traffic };
+        self.lsn = commit + 8;
+        self.xid += 1;
+        Arc::new(Transaction { xid: self.xid, commit, end: self.lsn, steps })
+    }
+
+    fn step(&mut self, rng: &mut Rng, lsn: Lsn) -> Step {
+        self.version += 1;
+        let op = [Op::Insert, Op::Update, Op::Update, Op::Delete][rng.usize(0..4)];
+        let old_key = (op == Op::Update && rng.u32(0..3) == 0).then(|| 100 + rng.u32(0..12));
+        let table = [0, 1, 0, 1, FILTERED][rng.usize(0..5)];
+        Step { table, op, key: rng.u32(0..12), old_key, version: self.version, lsn }
+    }
+}
+
+impl ModelServer {
+    pub fn generate(rng: &mut Rng, world: Arc<World>) -> Self {
+        let mut writer = Writer { lsn: 1_000, xid: 0, version: 0 };
+        let count = rng.usize(1..30);
+        let history = (0..count).map(|_| writer.transaction(rng)).collect();
+        let pace = Duration::from_millis(rng.u64(1..60));
+        Self::with_history(history, pace, world)
+    }
+
+    /// A server whose transactions become visible one after each `pace`.
+    pub fn with_history(history: History, pace: Duration, world: Arc<World>) -> Self {
+        let schemas = ["app.orders", "app.items", "app.other"].into_iter().map(schema).collect::<Vec<_>>();
+        assert_eq!(schemas.len(), TABLES);
+        let state = Mutex::new(State { history, timeline: 1, ..State::default() });
+        Self { schemas, world, pace, state }
+    }
+
+    pub fn history(&self) -> History {
+        self.state().history.clone()
+    }
+
+    /// Every history that this server ever had, the present one first.
+    pub fn histories(&self) -> Vec<History> {
+        let state = self.state();
+        let mut all = vec![state.history.clone()];
+        all.extend(state.former.iter().cloned());
+        all
+    }
+
+    /// The end of the whole history, also of what is not visible yet.
+    pub fn end(&self) -> Lsn {
+        self.state().history.last().map_or(0, |last| last.end)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Everything that asks the server fails while it is down.
+    pub fn up(&self) -> Result<()> {
+        if self.state().down_until.is_some_and(|until| Instant::now() < until) {
+            return Err(Error::new(&contract::UNREACHABLE, "the server is down"));
+        }
+        Ok(())
+    }
+
+    pub fn timeline(&self) -> u32 {
+        self.state().timeline
+    }
+
+    /// Where a timeline was left.
+    pub fn left(&self, timeline: u32) -> Option<Lsn> {
+        self.state().switches.iter().find(|(left, _)| *left == timeline).map(|(_, lsn)| *lsn)
+    }
+
+    /// The confirmed place of the slot; none without a slot.
+    pub fn confirmed(&self) -> Option<Lsn> {
+        self.state().slot.as_ref().map(|slot| slot.confirmed)
+    }
+
+    pub fn slot_is_active(&self) -> bool {
+        self.state().slot.as_ref().is_some_and(|slot| slot.active.is_some())
+    }
+
+    /// Makes the slot at the end of the visible log.
+    pub fn create_slot(&self) -> Lsn {
+        let mut state = self.state();
+        let end = self.visible_end(&mut state);
+        state.slot = Some(Slot { confirmed: end, persisted: end, synced: None, active: None });
+        end
+    }
+
+    pub fn drop_slot(&self) {
+        self.state().slot = None;
+    }
+
+    /// START_REPLICATION: takes the slot from whoever had it. The index of the first transaction that will be sent, which is
+    /// the first whose commit record begins at or behind the greater of the two places.
+    pub fn start(&self, at: Lsn) -> Option<(u64, usize)> {
+        let mut state = self.state();
+        state.opened += 1;
+        let opened = state.opened;
+        let slot = state.slot.as_mut()?;
+        slot.active = Some(opened);
+        let start = at.max(slot.confirmed);
+        Some((opened, state.history.partition_point(|one| one.commit < start)))
+    }
+
+    /// The transaction at `index` once it is visible, for the holder of the slot.
+    pub fn read(&self, handle: u64, index: usize) -> Result<Option<Arc<Transaction>>> {
+        let mut state = self.holder(handle)?;
+        let visible = self.visible(&mut state);
+        Ok((index < visible).then(|| Arc::clone(&state.history[index])))
+    }
+
+    /// Where the log stands before the commit of the transaction at `index`, while that is not visible.
+    pub fn idle_end(&self, handle: u64, index: usize) -> Result<Option<Lsn>> {
+        let mut state = self.holder(handle)?;
+        let visible = self.visible(&mut state);
+        Ok(state.history.get(index).filter(|_| index >= visible).map(|one| one.commit))
+    }
+
+    /// The confirmation of the holder of the slot; never goes back.
+    pub fn confirm(&self, handle: u64, lsn: Lsn) -> Result<()> {
+        let mut state = self.holder(handle)?;
+        let committed = self.world.committed();
+        if lsn > committed.base {
+            self.world.violation(format!("{lsn} was confirmed, only {} is committed (I1)", committed.base));
+        }
+        let slot = state.slot.as_mut().expect("a holder holds a slot");
+        slot.confirmed = slot.confirmed.max(lsn);
+        Ok(())
+    }
+
+    pub fn disconnect(&self, handle: u64) {
+        if let Some(slot) = self.state().slot.as_mut()
+            && slot.active == Some(handle)
+        {
+            slot.active = None;
+        }
+    }
+
+    fn holder(&self, handle: u64) -> Result<MutexGuard<'_, State>> {
+        self.up()?;
+        let state = self.state();
+        if state.slot.as_ref().is_some_and(|slot| slot.active == Some(handle)) {
+            return Ok(state);
+        }
+        Err(Error::new(&contract::CONNECTION_LOST, "the connection ended, or the slot has another reader"))
+    }
+
+    /// Transactions committed so far in virtual time.
+    fn visible(&self, state: &mut State) -> usize {
+        let began = *state.began.get_or_insert_with(Instant::now);
+        let passed = began.elapsed().as_micros() / self.pace.as_micros().max(1);
+        state.history.len().min(usize::try_from(passed).unwrap_or(usize::MAX))
+    }
+
+    fn visible_end(&self, state: &mut State) -> Lsn {
+        let visible = self.visible(state);
+        visible.checked_sub(1).map_or(0, |last| state.history[last].end)
+    }
+
+    // What operators, time and accidents do.
+
+    /// A checkpoint of the server: the slot's place reaches its disk.
+    pub fn checkpoint(&self) {
+        if let Some(slot) = self.state().slot.as_mut() {
+            slot.persisted = slot.confirmed;
+        }
+    }
+
+    /// The standby learns the slot as it is on the primary's disk.
+    pub fn sync_slot(&self) {
+        if let Some(slot) = self.state().slot.as_mut() {
+            slot.synced = Some(slot.persisted);
+        }
+    }
+
+    /// The server dies and comes back: every connection is gone, and the slot may have moved back. True if it did.
+    pub fn crash(&self, down: Duration) -> bool {
+        let mut state = self.state();
+        state.down_until = Some(Instant::now() + down);
+        let Some(slot) = state.slot.as_mut() else { return false };
+        let regressed = slot.persisted < slot.confirmed;
+        slot.active = None;
+        slot.confirmed = slot.persisted;
+        regressed
+    }
+
+    /// pg_replication_slot_advance to the end, which a slot in use refuses.
+    pub fn advance_slot(&self) {
+        let mut state = self.state();
+        let end = self.visible_end(&mut state);
+        if let Some(slot) = state.slot.as_mut().filter(|slot| slot.active.is_none()) {
+            slot.confirmed = slot.confirmed.max(end);
+        }
+    }
+
+    /// A standby takes over. The slot is there as it was synchronized last, or not at all; of the log's end up to `lost`
+    /// transactions never reached the standby, and others take their place. True if everything that matters is there.
+    pub fn fail_over(&self, rng: &mut Rng, lost: usize, down: Duration) -> bool {
+        let mut state = self.state();
+        let visible = self.visible(&mut state);
+        // A standby that follows this timeline has at least what was there when it began.
+        let inherited = state.switches.last().map_or(0, |(_, switch)| *switch);
+        let inherited = state.history.partition_point(|one| one.end <= inherited);
+        let kept = visible.saturating_sub(lost).max(inherited);
+        let whole = kept == visible;
+        let end = kept.checked_sub(1).map_or(0, |last| state.history[last].end);
+        // A standby that lacks nothing has also what was written behind the last commit.
+        let switch = state.history.get(kept).filter(|_| whole).map_or(end, |next| next.commit);
+        let timeline = state.timeline;
+        state.switches.push((timeline, switch));
+        state.timeline += 1;
+        state.down_until = Some(Instant::now() + down);
+        let synced = state.slot.as_ref().and_then(|slot| slot.synced);
+        // A slot that was synchronized ahead of the standby's own log is not usable there.
+        state.slot = synced.filter(|synced| *synced <= switch).map(|synced| Slot {
+            confirmed: synced,
+            persisted: synced,
+            synced: None,
+            active: None,
+        });
+        if !whole {
+            let old = state.history.clone();
+            let last = old.last().map_or(0, |last| last.xid);
+            let versions = old.iter().flat_map(|one| &one.steps).map(|step| step.version).max().unwrap_or(0);
+            let mut writer = Writer { lsn: switch.max(1_000), xid: last + 1_000, version: versions };
+            state.history.truncate(kept);
+            for _ in kept..old.len() {
+                state.history.push(writer.transaction(rng));
+            }
+            // The new branch grows beyond the old one, so that a place of the old one is never the end of the new one.
+            writer.lsn = writer.lsn.max(old.last().map_or(0, |last| last.end));
+            state.history.push(writer.transaction(rng));
+            state.former.push(old);
+        }
+        whole && state.slot.is_some()
+    }
+}
+
+fn schema(table: &str) -> Arc<Schema> {
+    let column = |name: &str, r#type| Column { name: name.into(), r#type, source_type: "model".into(), nullable: false };
+    let columns = vec![column("id", Type::Int64), column("ver", Type::Int64)];
+    Arc::new(Schema { table: table.into(), columns, key: vec![0] })
+}
+
+/// What a real connector would say with a code of its own.
+pub fn lost(what: &str) -> Error {
+    Error::new(&codes::CHECKPOINT_UNREADABLE, what.to_owned())
+}
+
+/// `base` or `base/xid:commit:ordinal:lsn`.
+pub fn parse(position: &str) -> Place {
+    let (base, partial) = match position.split_once('/') {
+        Some((base, partial)) => (base, Some(partial)),
+        None => (position, None),
+    };
+    let number = |text: &str| text.parse().expect("a number of a position of this model");
+    let partial = partial.map(|partial| {
+        let mut parts = partial.split(':').map(number);
+        std::array::from_fn(|_| parts.next().expect("four numbers"))
+    });
+    Place { base: number(base), partial }
+}
