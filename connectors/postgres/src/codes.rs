@@ -32,4 +32,18 @@ headwater_connector::codes! { "codes";
     RETENTION = "HW2028", Environment, "the slot may hold or lose log without bound";
     ABSENT_VALUES = "HW2029", Environment, "large values can be absent from events";
     PASSWORD_IN_URL = "HW2030", Config, "the password stands in the url";
+    SLOT_NOT_SYNCED = "HW2031", Lost, "the failover left the replication slot behind";
+    TABLE_UNPUBLISHED = "HW2032", Lost, "a table is no longer published";
+    SLOT_CONFLICT = "HW2033", Lost, "the replication slot conflicted with a standby's recovery";
+    SLOT_WAL_LEVEL = "HW2034", Lost, "the primary stopped writing a logical log";
+    SLOT_IDLED = "HW2035", Lost, "the server gave up the idle replication slot";
+    SLOT_UNCONFIRMED = "HW2036", Lost, "the replication slot has no position";
+    SERVER_BEHIND = "HW2037", Lost, "the server's log ends before the checkpoint";
+    STANDBY_BEHIND = "HW2038", Retry, "the standby has not yet replayed to the checkpoint";
+    SLOT_SYNCING = "HW2039", Retry, "the replication slot is a standby's copy";
+    CREATION_WAITS = "HW2040", Retry, "the new replication slot waits for transactions";
+    STANDBY_SETTING = "HW2041", Environment, "a setting endangers standbys or failover";
+    FAILOVER = "HW2042", Config, "the replication slot would not survive a failover";
+    READ_ONLY = "HW2043", Environment, "a standby cannot change the publication";
+    SENDER_TIMEOUT = "HW2044", Environment, "the server does not notice dead connections";
 }
