@@ -198,6 +198,20 @@ async fn publication(catalog: &mut Catalog, settings: &Settings, tables: &[Table
     if let Err(fault) = publication.require_whole(settings, tables) {
         found.push(Finding::error(fault));
     }
+    if let Err(fault) = publication.require_kept(settings, tables) {
+        found.push(Finding::error(fault));
+        return Ok(());
+    }
+    let partial: Vec<&TableFacts> = tables.iter().filter(|table| publication.partial.contains(&table.full_name())).collect();
+    if !partial.is_empty() {
+        let names = partial.iter().map(|table| table.full_name()).collect::<Vec<_>>().join(", ");
+        found.push(Finding::warning(
+            Error::new(&codes::PUBLICATION_PARTIAL, "the publication leaves out rows or columns of tables")
+                .at("publication", name)
+                .at("table", names)
+                .hint(format!("Run {}; if all are wanted.", publication::set_statement(settings, tables))),
+        ));
+    }
     let missing = publication.missing(tables);
     if missing.is_empty() {
         found.push(Finding::ok(format!("publication {name} has every selected table")));

@@ -26,6 +26,8 @@ pub struct Publication {
     pub owned: bool,
     /// `schema.table` of its tables.
     tables: Vec<String>,
+    /// Of those of which it publishes only some rows or columns (15 and newer).
+    pub partial: Vec<String>,
     /// Its comment.
     comment: String,
 }
@@ -90,10 +92,19 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<P
     let kinds = ["insert", "update", "delete", "truncate"];
     let lacks = kinds.iter().enumerate().filter(|(at, _)| !flag(row, *at)).map(|(_, kind)| *kind).collect();
     let tables =
-        catalog.query(&format!("SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = {name}")).await?;
-    let tables = tables.iter().map(|row| format!("{}.{}", cell(row, 0), cell(row, 1))).collect();
+        catalog
+            .query(&format!(
+                "SELECT schemaname, tablename, to_jsonb(t) ->> 'rowfilter' IS NOT NULL OR jsonb_array_length(to_jsonb(t) -> 'attnames') < \
+                 (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = (quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass \
+                 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
+                 FROM pg_publication_tables t WHERE pubname = {name}"
+            ))
+            .await?;
+    let full = |row: &Vec<Option<String>>| format!("{}.{}", cell(row, 0), cell(row, 1));
+    let partial = tables.iter().filter(|row| flag(row, 2)).map(full).collect();
+    let tables = tables.iter().map(full).collect();
     let (oid, comment) = (number(row, 6)?, cell(row, 7).to_owned());
-    Ok(Some(Publication { oid, lacks, via_root: flag(row, 4), owned: flag(row, 5), tables, comment }))
+    Ok(Some(Publication { oid, lacks, via_root: flag(row, 4), owned: flag(row, 5), tables, partial, comment }))
 }
 
 /// The publication of a checkpoint is gone.
@@ -161,6 +172,11 @@ pub fn create_statement(settings: &Settings, tables: &[TableFacts]) -> String {
 /// The statement that adds tables.
 pub fn add_statement(settings: &Settings, missing: &[&TableFacts]) -> String {
     format!("ALTER PUBLICATION {} ADD TABLE {}", ident(&settings.publication), list(missing.iter().copied()))
+}
+
+/// The statement that publishes the tables whole.
+pub fn set_statement(settings: &Settings, tables: &[TableFacts]) -> String {
+    format!("ALTER PUBLICATION {} SET TABLE {}", ident(&settings.publication), list(tables))
 }
 
 /// Creates it, or adds tables to it. Comes before the slot: the server could not decode what was written while there was a slot
