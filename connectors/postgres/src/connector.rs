@@ -15,7 +15,7 @@ use crate::{
     connection::{Connection, ident, literal},
     creation::{self, Tries},
     error::protocol,
-    position::{Lsn, Place},
+    position::{Lsn, Place, Stored},
     publication, relation, slot,
     source::PostgresSource,
     standby::{self, Role},
@@ -237,17 +237,20 @@ impl SourceConnector for PostgresConnector {
         };
         catalog.rest().await;
         session.close().await;
-        Ok(Start { identity, position: Place::at(first).to_position() })
+        let position = Place::at(first).to_position(slot::timeline(&identity));
+        Ok(Start { identity, position })
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
         let settings = &self.settings;
-        let place = Place::from_position(position)?;
+        let Stored { place, timeline } = Stored::from_position(position)?;
         let (mut session, found) = self.session().await?;
         slot::require_same(identity, &found)?;
-        slot::require_history(&mut session, identity, &found, place).await?;
+        // The identity has the timeline of the first start; positions since a failover have their own.
+        let (left, now) = (timeline.unwrap_or_else(|| slot::timeline(identity)), slot::timeline(&found));
         let mut catalog = self.catalog();
-        let moved = slot::has_moved(identity, &found);
+        slot::require_history(&mut session, &mut catalog, settings, (left, now), place).await?;
+        let moved = left != now;
         let role = Role::of(&mut catalog).await?;
         let slot = slot::require_behind(&mut catalog, settings, place, moved).await?;
         slot::end_predecessor(&mut catalog, settings).await?;
@@ -277,6 +280,6 @@ impl SourceConnector for PostgresConnector {
         };
         let stream = Stream::start(socket, input, place.base, silence, pace);
         let watch = Watch::start(Arc::clone(settings), publication, tables);
-        Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place, watch)))
+        Ok(Box::new(PostgresSource::new(Arc::clone(settings), stream, place, now, watch)))
     }
 }

@@ -283,29 +283,34 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
     Ok(())
 }
 
-fn timeline(identity: &Identity) -> u32 {
+/// The timeline of an identity.
+pub fn timeline(identity: &Identity) -> u32 {
     identity.get("timeline").and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Whether the server is on another timeline than when the identity was stored.
-pub fn has_moved(stored: &Identity, found: &Identity) -> bool {
-    timeline(stored) != timeline(found)
-}
-
-/// After a failover or a restore: the server must have left the checkpoint's timeline behind the position (P18, P19).
-pub async fn require_history(session: &mut Connection, stored: &Identity, found: &Identity, place: Place) -> Result<()> {
-    let (old, new) = (timeline(stored), timeline(found));
-    if old == new {
+/// After a failover or a restore: the server must have left the position's timeline, `left`, behind the position (P18, P19).
+pub async fn require_history(
+    session: &mut Connection,
+    catalog: &mut Catalog,
+    settings: &Settings,
+    (left, now): (u32, u32),
+    place: Place,
+) -> Result<()> {
+    if left == now {
         return Ok(());
     }
     let reached = place.partial.map_or(place.base, |partial| partial.commit);
-    let rows = if old < new { session.query(&format!("TIMELINE_HISTORY {new}")).await? } else { Vec::new() };
-    let switch = rows.first().and_then(|row| switch_point(cell(row, 1), old));
-    if switch.is_some_and(|switch| switch >= reached) {
-        return Ok(());
+    let rows = if left < now { session.query(&format!("TIMELINE_HISTORY {now}")).await? } else { Vec::new() };
+    if let Some(switch) = rows.first().and_then(|row| switch_point(cell(row, 1), left)) {
+        // A standby that is read goes along when it, or its primary, is promoted, and its stream does not tell. Its slot does: what
+        // was confirmed there behind the branching point came from this very server. (A copied slot never gets that far.)
+        let confirmed = find(catalog, settings).await?.and_then(|slot| slot.confirmed);
+        if switch >= reached || confirmed.is_some_and(|confirmed| confirmed > switch) {
+            return Ok(());
+        }
     }
-    Err(Error::new(&codes::DIVERGED, format!("the server left timeline {old} before the position {reached}"))
-        .at("timeline", new)
+    Err(Error::new(&codes::DIVERGED, format!("the server left timeline {left} before the position {reached}"))
+        .at("timeline", now)
         .hint("Bring back the former primary, or begin anew with `headwater reset`."))
 }
 

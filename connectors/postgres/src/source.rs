@@ -45,6 +45,8 @@ pub struct PostgresSource {
     quiet: watch::Sender<Quiet>,
     monitor: Arc<StreamMonitor>,
     watch: Watch,
+    /// The one that the server was on when the stream began; a server that leaves it ends the stream, unless it is a standby.
+    timeline: u32,
     /// The last position handed out, and when.
     given: Place,
     given_at: Instant,
@@ -52,7 +54,7 @@ pub struct PostgresSource {
 
 impl PostgresSource {
     /// `stream` runs from `place`.
-    pub fn new(settings: Arc<Settings>, stream: Stream, place: Place, watch: Watch) -> Self {
+    pub fn new(settings: Arc<Settings>, stream: Stream, place: Place, timeline: u32, watch: Watch) -> Self {
         let (quiet, watching) = watch::channel(Quiet { read_to: Lsn(0), changes_end: place.base });
         let monitor = StreamMonitor::new(settings.server.clone(), Arc::clone(&stream.shared), watching);
         Self {
@@ -65,6 +67,7 @@ impl PostgresSource {
             quiet,
             monitor: Arc::new(monitor),
             watch,
+            timeline,
             given: place,
             given_at: Instant::now(),
         }
@@ -167,7 +170,7 @@ impl PostgresSource {
             return;
         }
         let place = self.decoder.place();
-        batch.set_position(place.to_position());
+        batch.set_position(place.to_position(self.timeline));
         self.given = place;
         self.given_at = Instant::now();
     }

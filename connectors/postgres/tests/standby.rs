@@ -86,13 +86,32 @@ async fn a_standby_is_read(major: u32) {
     let sql = format!("SELECT confirmed_flush_lsn >= '{base}' FROM pg_replication_slots");
     eventually("the standby's slot advances", || standby.sql(&database, &sql) == "t");
     lag_ends(&mut *source, &position).await;
-    source.close().await.unwrap();
-    // The standby becomes the primary; its own slot goes on.
+    // The standby becomes the primary while it is read; its own slot goes on, and so does every position.
     primary.shut_down();
     standby.promote();
-    standby.sql(&database, "INSERT INTO t VALUES (501)");
+    let mut position = position;
+    for id in 501..504 {
+        standby.sql(&database, &format!("INSERT INTO t VALUES ({id})"));
+        let mut rows = Vec::new();
+        while rows.is_empty() {
+            match next(&mut *source).await {
+                Ok(batch) => {
+                    rows = batch.changes().iter().map(|change| format!("{:?}", batch.value(change.after.unwrap(), 0))).collect();
+                    position = batch.position().unwrap().clone();
+                    source.ack(&position).await.unwrap();
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), Kind::Retry, "{error}");
+                    source = connector.open(&start.identity, &position).await.unwrap();
+                }
+            }
+        }
+        assert_eq!(rows, [format!("Text(\"{id}\")")]);
+    }
+    source.close().await.unwrap();
+    standby.sql(&database, "INSERT INTO t VALUES (504)");
     let mut source = connector.open(&start.identity, &position).await.unwrap();
-    assert_eq!(firsts(&mut *source, 1).await.0, ["501"]);
+    assert_eq!(firsts(&mut *source, 1).await.0, ["504"]);
     source.close().await.unwrap();
 }
 
@@ -242,8 +261,13 @@ async fn a_copied_slot_survives(major: u32) {
     standby.promote();
     standby.sql(&database, "INSERT INTO t VALUES (1003)");
     let mut source = new.open(&start.identity, &position).await.unwrap();
-    let (rows, _) = firsts(&mut *source, 2).await;
+    let (rows, position) = firsts(&mut *source, 2).await;
     assert_eq!(rows, ["1002", "1003"], "nothing lost, nothing twice");
+    source.close().await.unwrap();
+    // The position is beyond the place where the new history began; it was once taken for one of the old history.
+    standby.sql(&database, "INSERT INTO t VALUES (1004)");
+    let mut source = new.open(&start.identity, &position).await.unwrap();
+    assert_eq!(firsts(&mut *source, 1).await.0, ["1004"]);
     source.close().await.unwrap();
 }
 
