@@ -99,7 +99,7 @@ pub fn waits(settings: &Settings, blockers: &[Blocker], standby: bool) -> Error 
         (Some(first), false) => {
             let texts: Vec<&str> = blockers.iter().map(|blocker| blocker.text.as_str()).collect();
             Error::new(&codes::CREATION_WAITS, format!("the slot waits for running transactions: {}", texts.join(", ")))
-                .hint(format!("Wait until they end, or end them; for the first run {};", first.end))
+                .hint(format!("Wait until they end; if nobody needs the first, run {}.", first.end))
         }
     };
     error.at("slot", &settings.slot)

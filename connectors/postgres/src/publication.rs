@@ -144,15 +144,19 @@ pub async fn require_unchanged(catalog: &mut Catalog, settings: &Settings, oid: 
     found.require_whole(settings, tables)?;
     let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
     // A table that was dropped is no loss, and one that became a partition is published under its root's name.
-    let rows = catalog
-        .query(&format!(
-            "SELECT c.oid FROM pg_class c WHERE c.oid = ANY ('{{{}}}'::oid[]) AND NOT EXISTS \
-             (SELECT FROM pg_get_publication_tables({}) p WHERE p.relid = c.oid \
-             OR p.relid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))",
-            oids.join(","),
-            literal(&settings.publication)
-        ))
-        .await?;
+    let sql = format!(
+        "SELECT c.oid FROM pg_class c WHERE c.oid = ANY ('{{{}}}'::oid[]) AND NOT EXISTS \
+         (SELECT FROM pg_get_publication_tables({}) p WHERE p.relid = c.oid \
+         OR p.relid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))",
+        oids.join(","),
+        literal(&settings.publication)
+    );
+    let rows = match catalog.sql().await?.try_query(&sql).await? {
+        Ok(rows) => rows,
+        // Dropped since we looked.
+        Err(refused) if refused.state == "42704" => return Err(gone(settings, "the publication was dropped")),
+        Err(refused) => return Err(refused.into_error()),
+    };
     let lost: Vec<&TableFacts> =
         tables.iter().filter(|table| rows.iter().any(|row| cell(row, 0) == table.oid.to_string())).collect();
     if lost.is_empty() { Ok(()) } else { Err(unpublished(settings, &lost)) }

@@ -57,7 +57,8 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<S
             "SELECT slot_type, coalesce(plugin, ''), coalesce(database, ''), temporary, active_pid, confirmed_flush_lsn, \
              coalesce(wal_status, ''), current_database(), \
              coalesce((SELECT application_name FROM pg_stat_activity a WHERE a.pid = active_pid), ''), \
-             to_jsonb(s) ->> 'invalidation_reason', coalesce(to_jsonb(s) ->> 'conflicting', 'false') = 'true', \
+             to_jsonb(s) ->> 'invalidation_reason', \
+             coalesce(to_jsonb(s) ->> 'conflicting', 'false') = 'true' AND restart_lsn IS NOT NULL, \
              coalesce(to_jsonb(s) ->> 'failover', 'false') = 'true', \
              coalesce(to_jsonb(s) ->> 'synced', 'false') = 'true' AND pg_is_in_recovery(), \
              trunc(pg_wal_lsn_diff({END_OF_LOG}, restart_lsn)), safe_wal_size \
@@ -73,7 +74,7 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<S
         (kind, ..) => Some(format!("is a {kind} slot")),
     };
     let reason = match (cell(row, 9), cell(row, 6)) {
-        // Until version 16 the server tells no reason but one.
+        // Until version 16 the server tells no reason. A slot whose log was removed has nothing left to restart from.
         ("", "lost") => Some(if flag(row, 10) { "conflict" } else { "wal_removed" }.to_owned()),
         ("", _) => None,
         (reason, _) => Some(reason.to_owned()),

@@ -182,7 +182,7 @@ async fn a_former_primary_that_comes_back_has_diverged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_another_origin_is_another_source() {
     let (_, connector, start) = started().await;
-    let server = Postgres::start(&[], "");
+    let server = Postgres::start_of_another_origin();
     let (_, other) = started_on(&server);
     is(&other.verify(&start.identity).await.unwrap_err(), "HW2021", Kind::Config);
     connector.verify(&start.identity).await.unwrap();

@@ -50,10 +50,8 @@ impl Postgres {
         let server = Self::placed(find_binaries(version));
         let port = server.port;
         let data = server.data();
-        if is_root() {
-            run(Command::new("chown").arg("postgres").arg(server.directory.path()));
-        }
-        run(server.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(&data));
+        server.own();
+        copy(&template(&server), &data);
         let mut conf = format!(
             "listen_addresses='127.0.0.1'\nport={port}\nunix_socket_directories='{}'\nwal_level=logical\nmax_wal_senders=40\n\
              max_replication_slots=40\nmax_connections=100\nfsync=off\nautovacuum=off\npassword_encryption='scram-sha-256'\n\
@@ -72,6 +70,31 @@ impl Postgres {
         server.boot();
         guard(&server);
         server
+    }
+
+    /// One that was not made from the template, and so has a system identifier of its own.
+    pub fn start_of_another_origin() -> Self {
+        let server = Self::start(&[], "");
+        server.stop("fast");
+        let conf = ["postgresql.conf", "pg_hba.conf"]
+            .map(|name| (name, std::fs::read(server.data().join(name)).expect("a config file")));
+        std::fs::remove_dir_all(server.data()).expect("the data directory");
+        server.init(&server.data());
+        for (name, bytes) in conf {
+            std::fs::write(server.data().join(name), bytes).expect("a config file");
+        }
+        server.boot();
+        server
+    }
+
+    fn init(&self, data: &Path) {
+        run(self.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(data));
+    }
+
+    fn own(&self) {
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(self.directory.path()));
+        }
     }
 
     /// A place for a server: a directory and a port.
@@ -162,9 +185,7 @@ impl Postgres {
     pub fn standby(&self, name: &str, settings: &[&str]) -> Self {
         self.sql("postgres", &format!("SELECT pg_create_physical_replication_slot('{name}', true)"));
         let standby = Self::placed((self.bin.clone(), self.major));
-        if is_root() {
-            run(Command::new("chown").arg("postgres").arg(standby.directory.path()));
-        }
+        standby.own();
         self.stop("fast");
         copy(&self.data(), &standby.data());
         self.boot();
@@ -265,6 +286,20 @@ fn guard(server: &Postgres) {
     // A group of its own, so that an interrupt from the terminal does not end it first.
     let mut child = command.process_group(0).spawn().expect("sh");
     std::thread::spawn(move || child.wait());
+}
+
+/// A data directory to copy from, one for each version: initdb takes much longer than a copy.
+fn template(server: &Postgres) -> PathBuf {
+    static MADE: LazyLock<Mutex<HashMap<u32, Postgres>>> = LazyLock::new(Mutex::default);
+    let mut made = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let template = made.entry(server.major).or_insert_with(|| {
+        let template = Postgres::placed((server.bin.clone(), server.major));
+        template.own();
+        template.init(&template.data());
+        guard(&template);
+        template
+    });
+    template.data()
 }
 
 fn copy(from: &Path, to: &Path) {
