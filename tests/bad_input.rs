@@ -2,6 +2,7 @@
 //! deserves, and never with a secret.
 
 mod server;
+mod slots;
 mod surroundings;
 
 use crate::support::{

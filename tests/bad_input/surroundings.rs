@@ -15,7 +15,7 @@ use crate::support::{
     postgres_program, wait_until,
 };
 
-fn prepare(database: &Database) -> Home {
+pub fn prepare(database: &Database) -> Home {
     database.sql("CREATE TABLE public.orders (id int PRIMARY KEY, note text)");
     let home = Home::new();
     home.shop(&database.url(), "public.orders", "");
@@ -23,7 +23,7 @@ fn prepare(database: &Database) -> Home {
 }
 
 /// One life of the daemon that publishes one event, so that there is a checkpoint to go on from.
-fn live_once(home: &Home, database: &Database) {
+pub fn live_once(home: &Home, database: &Database) {
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     database.sql("INSERT INTO public.orders VALUES (1, 'first')");
@@ -50,14 +50,14 @@ fn beside(home: &Home, database: &Database) {
     );
 }
 
-fn error_is(connector: &Value, code: &str, kind: &str) {
+pub fn error_is(connector: &Value, code: &str, kind: &str) {
     let error = &connector["error"];
     assert_eq!((&error["code"], &error["kind"]), (&code.into(), &kind.into()), "{connector}");
     assert!(error["hint"].as_str().is_some_and(|hint| hint.ends_with('.')), "{connector}");
     assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{connector}");
 }
 
-fn ends_lost(home: &Home, code: &str, slot: &str) {
+pub fn ends_lost(home: &Home, code: &str, slot: &str) {
     let daemon = home.start();
     assert_eq!(daemon.exit_code(), Some(1), "lost history ends the daemon with code 1");
     let said = std::fs::read_to_string(home.path("stderr")).expect("what the daemon said");

@@ -15,6 +15,8 @@ use crate::{
 /// A table as the catalogue has it now.
 #[derive(Clone, Debug)]
 pub struct TableFacts {
+    /// Object id.
+    pub oid: u32,
     /// Schema.
     pub schema: String,
     /// Bare name.
@@ -229,6 +231,11 @@ impl Catalog {
         Ok(self.query(sql).await?.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
     }
 
+    /// Whether the server replays the log of a primary.
+    pub async fn is_standby(&mut self) -> Result<bool> {
+        Ok(self.value("SELECT pg_is_in_recovery()").await?.as_deref() == Some("t"))
+    }
+
     /// A setting's value.
     pub async fn setting(&mut self, name: &str) -> Result<String> {
         let sql = format!("SELECT coalesce(current_setting({}, true), '')", literal(name));
@@ -251,6 +258,7 @@ fn table(row: &[Option<String>], columns: &[Vec<Option<String>>], indexes: &[Vec
     };
     let rows: i64 = number(row, 6)?;
     Ok(TableFacts {
+        oid: number(row, 0)?,
         schema: cell(row, 1).to_owned(),
         name: cell(row, 2).to_owned(),
         identity: cell(row, 3).chars().next().unwrap_or('n'),

@@ -8,7 +8,9 @@ use crate::{
     config::{LargeValues, Settings, SslMode},
     connection::{ident, literal},
     connector::{Selected, select},
-    publication, slot,
+    creation, publication, slot,
+    slot::Slot,
+    standby,
 };
 
 /// Every finding. Fails only if the server cannot be asked at all.
@@ -32,7 +34,9 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
     large_values(settings, &tables, &mut found);
     let facts: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     publication(catalog, settings, &facts, &mut found).await?;
-    slot_state(catalog, settings, &mut found).await?;
+    let slot = slot::find(catalog, settings).await?;
+    slot_state(catalog, settings, slot.as_ref(), &mut found).await?;
+    standby::findings(catalog, settings, slot.as_ref(), &mut found).await?;
     found.push(Finding::ok("changes are published from the first start on; rows from before it are not read yet"));
     Ok(found)
 }
@@ -99,16 +103,62 @@ async fn server(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<Find
     let (slots, senders): (i64, i64) = (number(row, 1)?, number(row, 2)?);
     capacity(found, "replication slot", "max_replication_slots", slots + i64::from(flag(row, 3)));
     capacity(found, "WAL sender", "max_wal_senders", senders);
+    limits(catalog, found).await
+}
+
+/// What can make the server give the slot up, or keep it for nobody.
+async fn limits(catalog: &mut Catalog, found: &mut Vec<Finding>) -> Result<()> {
     let keep = catalog.setting("max_slot_wal_keep_size").await?;
     found.push(match keep.as_str() {
         "-1" => Finding::warning(
             Error::new(&codes::RETENTION, "a slot may keep log without bound (max_slot_wal_keep_size is -1)").hint(
-                "Run ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; with a size that your disk has, and watch the lag.",
+                "Run ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf(); with a size that your disk has.",
             ),
         ),
         _ => Finding::ok(format!("a slot keeps up to {keep} of log; a connector that stands still for longer loses its place")),
     });
+    // Version 18 and newer.
+    let idle = catalog.setting("idle_replication_slot_timeout").await?;
+    if !idle.is_empty() && idle != "0" {
+        found.push(Finding::warning(
+            Error::new(&codes::RETENTION, format!("a connector that is stopped for {idle} loses its place")).hint(
+                "Run ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf(); and bound the log by max_slot_wal_keep_size.",
+            ),
+        ));
+    }
+    let timeout = catalog.setting("wal_sender_timeout").await?;
+    found.push(match timeout.as_str() {
+        "0" => Finding::warning(
+            Error::new(
+                &codes::SENDER_TIMEOUT,
+                "wal_sender_timeout is 0: the server keeps the slot for a connection that is dead",
+            )
+            .hint("Run ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();"),
+        ),
+        _ => Finding::ok(format!("the server gives up a dead connection after {timeout}")),
+    });
+    // Fixed by the minor versions of May 2025: a table that is published while a transaction writes to it.
+    let version: u32 = catalog.setting("server_version_num").await?.parse().unwrap_or(u32::MAX);
+    if loses_rows_of_new_tables(version) {
+        found.push(Finding::warning(
+            Error::new(&codes::TOO_OLD, "this minor version can lose rows of a table that is published while it is written to")
+                .hint("Upgrade the server to its newest minor version, or stop writing to a table while it is added."),
+        ));
+    }
     Ok(())
+}
+
+fn loses_rows_of_new_tables(version: u32) -> bool {
+    let (major, minor) = (version / 10_000, version % 10_000);
+    minor
+        < match major {
+            13 => 21,
+            14 => 18,
+            15 => 13,
+            16 => 9,
+            17 => 5,
+            _ => 0,
+        }
 }
 
 fn capacity(found: &mut Vec<Finding>, what: &str, setting: &str, free: i64) {
@@ -160,6 +210,20 @@ async fn publication(catalog: &mut Catalog, settings: &Settings, tables: &[Table
     if let Err(fault) = publication.require_whole(settings, tables) {
         found.push(Finding::error(fault));
     }
+    if let Err(fault) = publication.require_kept(settings, tables) {
+        found.push(Finding::error(fault));
+        return Ok(());
+    }
+    let partial: Vec<&TableFacts> = tables.iter().filter(|table| publication.partial.contains(&table.full_name())).collect();
+    if !partial.is_empty() {
+        let names = partial.iter().map(|table| table.full_name()).collect::<Vec<_>>().join(", ");
+        found.push(Finding::warning(
+            Error::new(&codes::PUBLICATION_PARTIAL, "the publication leaves out rows or columns of tables")
+                .at("publication", name)
+                .at("table", names)
+                .hint(format!("Run {}; if all are wanted.", publication::set_statement(settings, tables))),
+        ));
+    }
     let missing = publication.missing(tables);
     if missing.is_empty() {
         found.push(Finding::ok(format!("publication {name} has every selected table")));
@@ -175,18 +239,42 @@ async fn publication(catalog: &mut Catalog, settings: &Settings, tables: &[Table
     Ok(())
 }
 
-async fn slot_state(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<Finding>) -> Result<()> {
+async fn slot_state(catalog: &mut Catalog, settings: &Settings, slot: Option<&Slot>, found: &mut Vec<Finding>) -> Result<()> {
     let name = &settings.slot;
-    found.push(match slot::find(catalog, settings).await? {
-        None => Finding::ok(format!("replication slot {name} does not exist; a first start creates it")),
-        Some(slot) => match (slot.usable(settings), slot.active_pid) {
-            (Err(fault), _) => Finding::error(fault),
-            // A running daemon of ours looks just like this.
-            (Ok(_), Some(_)) if slot.ours => Finding::ok(format!("replication slot {name} is read by a running headwater")),
-            (Ok(_), Some(pid)) => Finding::warning(slot::active(settings, &format!("the slot is active for process {pid}"))),
-            (Ok(confirmed), None) => Finding::ok(format!("replication slot {name} stands at {confirmed}")),
-        },
+    let Some(slot) = slot else {
+        found.push(Finding::ok(format!("replication slot {name} does not exist; a first start creates it")));
+        let blockers = creation::blockers(catalog).await?;
+        let stale: Vec<_> = blockers.into_iter().filter(|blocker| blocker.stale).collect();
+        if !stale.is_empty() {
+            found.push(Finding::warning(creation::waits(settings, &stale, false)));
+        }
+        return Ok(());
+    };
+    found.push(match (slot.usable(settings), slot.active_pid) {
+        // A standby's copy is what it should be there.
+        (Err(_), _) if slot.copy => {
+            Finding::ok(format!("replication slot {name} is a copy that waits for this standby's promotion"))
+        }
+        (Err(fault), _) => Finding::error(fault),
+        // A running daemon of ours looks just like this.
+        (Ok(_), Some(_)) if slot.ours => Finding::ok(format!("replication slot {name} is read by a running headwater")),
+        (Ok(_), Some(pid)) => Finding::warning(slot::active(settings, &format!("the slot is active for process {pid}"))),
+        (Ok(confirmed), None) => Finding::ok(format!("replication slot {name} stands at {confirmed}")),
     });
+    if let Some(retained) = slot.retained {
+        found.push(match slot.safe {
+            Some(..=0) => Finding::warning(
+                Error::new(
+                    &codes::RETENTION,
+                    format!("the slot keeps {retained} bytes of log, which is more than the server allows"),
+                )
+                .at("slot", name)
+                .hint("Start the connector now, or raise max_slot_wal_keep_size with ALTER SYSTEM and SELECT pg_reload_conf();"),
+            ),
+            Some(safe) => Finding::ok(format!("the slot keeps {retained} bytes of log, and loses its place after {safe} more")),
+            None => Finding::ok(format!("the slot keeps {retained} bytes of log")),
+        });
+    }
     Ok(())
 }
 
@@ -199,10 +287,7 @@ pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) ->
     let tables: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     let (verb, detail) = match publication::find(catalog, settings).await? {
         None if fresh => ("create", publication::create_statement(settings, &tables)),
-        None => {
-            return Err(Error::new(&codes::PUBLICATION_MISSING, "the publication does not exist")
-                .at("publication", &settings.publication));
-        }
+        None => return Err(publication::gone(settings, "the publication does not exist")),
         Some(found) => match found.missing(&tables) {
             missing if missing.is_empty() => ("keep", format!("{} tables", tables.len())),
             missing => ("alter", publication::add_statement(settings, &missing)),
@@ -211,7 +296,7 @@ pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) ->
     let mut actions = vec![Action { verb, object: "publication", name: settings.publication.clone(), detail }];
     let (verb, detail) = match slot::find(catalog, settings).await? {
         None if fresh => ("create", format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput", ident(&settings.slot))),
-        None => return Err(Error::new(&codes::SLOT_MISSING, "the replication slot does not exist").at("slot", &settings.slot)),
+        None => return Err(slot::missing(settings, false)),
         Some(slot) => {
             let confirmed = slot.usable(settings)?;
             (if fresh { "adopt" } else { "keep" }, format!("confirmed_flush_lsn {confirmed}"))
@@ -219,4 +304,17 @@ pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) ->
     };
     actions.push(Action { verb, object: "slot", name: settings.slot.clone(), detail });
     Ok(actions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minor_versions_that_lose_rows_are_known() {
+        for bad in [130_020, 140_017, 150_012, 160_008, 170_004] {
+            assert!(loses_rows_of_new_tables(bad) && !loses_rows_of_new_tables(bad + 1), "{bad}");
+        }
+        assert!(!loses_rows_of_new_tables(180_000));
+    }
 }

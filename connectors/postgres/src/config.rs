@@ -33,6 +33,9 @@ pub struct Options {
     /// Name of the publication; default `<log.prefix>_<connector>`.
     #[serde(default)]
     pub publication: Option<String>,
+    /// Whether standbys keep a copy of the slot, so that it survives a failover; default: wherever the server can (17 and newer).
+    #[serde(default)]
+    pub failover: Option<bool>,
     /// What a `TRUNCATE` of a selected table does.
     #[serde(default)]
     pub on_truncate: OnTruncate,
@@ -86,6 +89,8 @@ pub struct Settings {
     pub slot: String,
     /// Name of the publication.
     pub publication: String,
+    /// See [`Options`].
+    pub failover: Option<bool>,
     /// See [`Options`].
     pub on_truncate: OnTruncate,
     /// See [`Options`].
@@ -178,6 +183,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
             keys: context.keys.clone(),
             slot,
             publication,
+            failover: options.failover,
             on_truncate: options.on_truncate,
             large_values: options.large_values,
         }),

@@ -13,11 +13,14 @@ use crate::{
     check, codes,
     config::{LargeValues, Settings},
     connection::{Connection, ident, literal},
+    creation::{self, Tries},
     error::protocol,
     position::{Lsn, Place},
     publication, relation, slot,
     source::PostgresSource,
+    standby::{self, Role},
     stream::{PACE, Stream},
+    watch::Watch,
 };
 
 /// How long a start waits for a slot that a dying daemon still holds, before it reports it in use.
@@ -26,12 +29,13 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(2);
 /// See the module's page.
 pub struct PostgresConnector {
     settings: Arc<Settings>,
+    tries: Tries,
 }
 
 impl PostgresConnector {
     /// Touches nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings) }
+        Self { settings: Arc::new(settings), tries: Tries::default() }
     }
 
     fn catalog(&self) -> Catalog {
@@ -56,10 +60,36 @@ impl PostgresConnector {
             if !again {
                 return Err(slot::appeared(&self.settings));
             }
-            found.free(&self.settings)?;
-            catalog.query(&format!("SELECT pg_drop_replication_slot({})", literal(&self.settings.slot))).await?;
+            if found.ours {
+                // The server goes on with a creation whose client has died.
+                slot::end_predecessor(catalog, &self.settings).await?;
+            } else {
+                found.free(&self.settings)?;
+            }
+            self.freed(catalog).await?;
+            let name = literal(&self.settings.slot);
+            // It may have vanished by itself: one whose creation is not complete does.
+            catalog
+                .query(&format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {name}"))
+                .await?;
         }
-        slot::create(session, &self.settings).await
+        let role = Role::of(catalog).await?;
+        role.require_decoding()?;
+        let failover = role.wants_failover(&self.settings)?;
+        creation::create(catalog, session, &self.settings, failover, &self.tries).await
+    }
+
+    /// Waits until no session holds the slot, which takes a moment after its end.
+    async fn freed(&self, catalog: &mut Catalog) -> Result<()> {
+        let deadline = Instant::now() + SLOT_PATIENCE;
+        while let Some(found) = slot::find(catalog, &self.settings).await? {
+            match found.free(&self.settings) {
+                Ok(()) => break,
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+        Ok(())
     }
 
     async fn adopt_slot(&self, catalog: &mut Catalog, intent: &Intent) -> Result<Lsn> {
@@ -67,7 +97,7 @@ impl PostgresConnector {
             serde_json::from_str(&intent.detail).map_err(|_| protocol("the stored intent cannot be read"))?;
         let seen: Option<Lsn> = detail.confirmed_flush_lsn.and_then(|text| text.parse().ok());
         let Some(seen) = seen else { return Err(protocol("the stored intent names no position")) };
-        slot::require_behind(catalog, &self.settings, Place::at(seen)).await?;
+        slot::require_behind(catalog, &self.settings, Place::at(seen), false).await?;
         Ok(seen)
     }
 
@@ -86,7 +116,7 @@ impl PostgresConnector {
                 "55000" => {
                     return Err(Error::new(&codes::SLOT_INVALID, refused.text())
                         .at("slot", &self.settings.slot)
-                        .hint("Begin anew under another connector name; what the slot lacks cannot be read any more."));
+                        .hint("Begin anew with `headwater reset`; what the slot lacks cannot be read any more."));
                 }
                 _ => return Err(refused.into_error().at("slot", &self.settings.slot)),
             }
@@ -195,6 +225,11 @@ impl SourceConnector for PostgresConnector {
         let (mut session, identity) = self.session().await?;
         let mut catalog = Catalog::new(session.pin(&self.settings.server));
         let tables = self.selected(&mut catalog).await?;
+        if intent.mode == IntentMode::Adopt && publication::find(&mut catalog, &self.settings).await?.is_none() {
+            let drop = format!("SELECT pg_drop_replication_slot({})", literal(&self.settings.slot));
+            return Err(publication::gone(&self.settings, "the slot that was found is older than its publication")
+                .hint(format!("Run {drop}; and start again: headwater makes the publication first.")));
+        }
         publication::create(&mut catalog, &self.settings, &tables).await?;
         let first = match intent.mode {
             IntentMode::Create => self.create_slot(&mut catalog, &mut session, again).await?,
@@ -202,7 +237,8 @@ impl SourceConnector for PostgresConnector {
         };
         catalog.rest().await;
         session.close().await;
-        Ok(Start { identity, position: Place::at(first).to_position() })
+        let position = Place::at(first).to_position();
+        Ok(Start { identity, position })
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
@@ -211,12 +247,20 @@ impl SourceConnector for PostgresConnector {
         // Everything else that this source asks, it asks the server that it streams from.
         let settings = &Arc::new(Settings { server: session.pin(&self.settings.server), ..Settings::clone(&self.settings) });
         slot::require_same(identity, &found)?;
-        slot::require_history(&mut session, identity, &found, place).await?;
+        // The checkpoint's identity is of the session that published the position, so its timeline is the one that was left.
+        let (left, now) = (slot::timeline(identity), slot::timeline(&found));
         let mut catalog = Catalog::new(settings.server.clone());
-        slot::require_behind(&mut catalog, settings, place).await?;
+        slot::require_history(&mut session, &mut catalog, settings, (left, now), place).await?;
+        let moved = left != now;
+        let role = Role::of(&mut catalog).await?;
+        let slot = slot::require_behind(&mut catalog, settings, place, moved).await?;
         slot::end_predecessor(&mut catalog, settings).await?;
         let tables = self.selected(&mut catalog).await?;
-        publication::extend(&mut catalog, settings, &tables).await?;
+        let publication = publication::extend(&mut catalog, settings, &tables, identity.get(slot::PUBLICATION_ID)).await?;
+        if standby::must_adjust(settings, role, slot.failover)? {
+            self.freed(&mut catalog).await?;
+            standby::adjust(&mut session, settings, !slot.failover).await?;
+        }
         let silence = catalog.value("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").await?;
         if session.parameter("server_encoding") == Some("SQL_ASCII") {
             // Such a server cannot convert, only refuse without naming the row; let the bytes come and judge them here (T9).
@@ -224,7 +268,7 @@ impl SourceConnector for PostgresConnector {
         }
         self.start(&mut session, place).await?;
         // Once more, now that nobody else can move it: another daemon may have had the slot until a moment ago.
-        slot::require_behind(&mut catalog, settings, place).await?;
+        slot::require_behind(&mut catalog, settings, place, moved).await?;
         catalog.rest().await;
         let silence = match silence.and_then(|text| text.parse().ok()) {
             None | Some(0) => Duration::from_secs(60),
@@ -233,6 +277,7 @@ impl SourceConnector for PostgresConnector {
         let pace = if session.is_unix() { Duration::ZERO } else { PACE };
         let (socket, input) = session.into_parts();
         let stream = Stream::start(socket, input, place.base, silence, pace);
-        Ok(Box::new(PostgresSource::new(Arc::clone(settings), found, stream, place)))
+        let watch = Watch::start(Arc::clone(settings), publication, tables);
+        Ok(Box::new(PostgresSource::new(Arc::clone(settings), found, stream, place, watch)))
     }
 }

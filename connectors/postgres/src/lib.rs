@@ -2,7 +2,7 @@
 //!
 //! What the database must be set up with (`headwater check` looks at each and prints the statement that mends it):
 //!
-//! - version 13 or newer, `wal_level = logical`, a free replication slot and a free WAL sender;
+//! - version 13 or newer (16 for a standby), `wal_level = logical`, a free replication slot and a free WAL sender;
 //! - a role with `REPLICATION` and a SCRAM-SHA-256 password, admitted by `pg_hba.conf`;
 //! - the publication: the role owns the tables and may create it, or the owner created it (then it is adopted);
 //! - a primary key, or a replica identity that holds the configured key, for each table.
@@ -11,9 +11,9 @@
 //!
 //! 1. `config`, `server`: the options and the url. `codes`, `error`: what can go wrong, and from SQLSTATE to kind.
 //! 2. `connection`, `tls`, `wire`: sessions with pinned settings. `catalog`, `types`: what SQL tells.
-//! 3. `connector`, `slot`, `publication`, `check`: look, prepare, create, verify, open.
+//! 3. `connector`, `slot`, `creation`, `publication`, `standby`, `check`: look, prepare, create, verify, open.
 //! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `decode`, `array`: from bytes to rows, without IO.
-//! 5. `source`, `position`, `monitor`: batches, where they end, and how far the server is ahead.
+//! 5. `source`, `position`, `monitor`, `watch`: batches, where they end, how far the server is ahead, and what the stream does not tell.
 
 mod array;
 mod catalog;
@@ -22,6 +22,7 @@ mod codes;
 mod config;
 mod connection;
 mod connector;
+mod creation;
 mod decode;
 mod decoder;
 mod error;
@@ -34,9 +35,11 @@ mod server;
 mod session;
 mod slot;
 mod source;
+mod standby;
 mod stream;
 mod tls;
 mod types;
+mod watch;
 mod wire;
 
 pub use session::Session;

@@ -14,6 +14,7 @@ use crate::{
     connection::{Connection, Purpose},
     error::protocol,
     position::{Lsn, Place},
+    slot::END_OF_LOG,
     stream::Shared,
 };
 
@@ -61,7 +62,7 @@ impl StreamMonitor {
 }
 
 async fn ask_end(connection: &mut Connection) -> Result<Lsn> {
-    let rows = connection.query("SELECT pg_current_wal_lsn()").await?;
+    let rows = connection.query(&format!("SELECT {END_OF_LOG}")).await?;
     let text = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).unwrap_or_default();
     text.parse().map_err(|()| protocol("the server's log position cannot be read"))
 }

@@ -1,12 +1,10 @@
 //! The replication slot and the identity of the server it lives on.
 
-use std::time::Duration;
-
 use headwater_connector::{Error, Identity, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    catalog::{Catalog, cell, flag},
+    catalog::{Catalog, cell, flag, number},
     codes,
     config::Settings,
     connection::{Connection, Purpose, ident, literal},
@@ -14,8 +12,6 @@ use crate::{
     position::{Lsn, Place},
 };
 
-/// Creating a slot waits for every transaction that is running at the server.
-const CREATE_PATIENCE: Duration = Duration::from_secs(600);
 /// What shapes ordinals besides the publication (a partial position is only good under the same).
 const OPTIONS: &str = "proto_version=1";
 
@@ -28,7 +24,16 @@ pub struct Slot {
     pub ours: bool,
     /// Everything before it may be forgotten; none after a restore.
     pub confirmed: Option<Lsn>,
-    wal_status: String,
+    /// Whether standbys keep a copy of it (17 and newer).
+    pub failover: bool,
+    /// Whether it is such a copy, which nobody may read before the standby is promoted.
+    pub copy: bool,
+    /// Bytes of log that the server keeps for it.
+    pub retained: Option<u64>,
+    /// Bytes that may still be written before the server gives it up; none without a limit.
+    pub safe: Option<i64>,
+    /// Why the server gave it up.
+    reason: Option<String>,
     foreign: Option<String>,
 }
 
@@ -46,51 +51,79 @@ pub struct Detail {
 
 /// Looks it up; none if it does not exist.
 pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<Slot>> {
+    // Columns that not every version has are looked up by name in a document of the row.
     let rows = catalog
         .query(&format!(
             "SELECT slot_type, coalesce(plugin, ''), coalesce(database, ''), temporary, active_pid, confirmed_flush_lsn, \
              coalesce(wal_status, ''), current_database(), \
-             coalesce((SELECT application_name FROM pg_stat_activity a WHERE a.pid = active_pid), '') \
-             FROM pg_replication_slots WHERE slot_name = {}",
+             coalesce((SELECT application_name FROM pg_stat_activity a WHERE a.pid = active_pid), ''), \
+             to_jsonb(s) ->> 'invalidation_reason', \
+             coalesce(to_jsonb(s) ->> 'conflicting', 'false') = 'true' AND restart_lsn IS NOT NULL, \
+             coalesce(to_jsonb(s) ->> 'failover', 'false') = 'true', \
+             coalesce(to_jsonb(s) ->> 'synced', 'false') = 'true' AND pg_is_in_recovery(), \
+             trunc(pg_wal_lsn_diff({END_OF_LOG}, restart_lsn)), safe_wal_size \
+             FROM pg_replication_slots s WHERE slot_name = {}",
             literal(&settings.slot)
         ))
         .await?;
-    Ok(rows.first().map(|row| {
-        let foreign = match (cell(row, 0), cell(row, 1), cell(row, 2)) {
-            ("logical", "pgoutput", database) if database == cell(row, 7) => flag(row, 3).then(|| "is temporary".to_owned()),
-            ("logical", "pgoutput", database) => Some(format!("belongs to database {database:?}")),
-            ("logical", plugin, _) => Some(format!("uses the plugin {plugin:?}")),
-            (kind, ..) => Some(format!("is a {kind} slot")),
-        };
-        Slot {
-            active_pid: cell(row, 4).parse().ok(),
-            ours: cell(row, 8) == settings.server.application_name,
-            confirmed: cell(row, 5).parse().ok(),
-            wal_status: cell(row, 6).to_owned(),
-            foreign,
-        }
+    let Some(row) = rows.first() else { return Ok(None) };
+    let foreign = match (cell(row, 0), cell(row, 1), cell(row, 2)) {
+        ("logical", "pgoutput", database) if database == cell(row, 7) => flag(row, 3).then(|| "is temporary".to_owned()),
+        ("logical", "pgoutput", database) => Some(format!("belongs to database {database:?}")),
+        ("logical", plugin, _) => Some(format!("uses the plugin {plugin:?}")),
+        (kind, ..) => Some(format!("is a {kind} slot")),
+    };
+    let reason = match (cell(row, 9), cell(row, 6)) {
+        // Until version 16 the server tells no reason. A slot whose log was removed has nothing left to restart from.
+        ("", "lost") => Some(if flag(row, 10) { "conflict" } else { "wal_removed" }.to_owned()),
+        ("", _) => None,
+        (reason, _) => Some(reason.to_owned()),
+    };
+    Ok(Some(Slot {
+        active_pid: cell(row, 4).parse().ok(),
+        ours: cell(row, 8) == settings.server.application_name,
+        confirmed: cell(row, 5).parse().ok(),
+        failover: flag(row, 11),
+        // A copy that is not yet good enough to be kept is temporary, and looks foreign for as long.
+        copy: flag(row, 12),
+        retained: number(row, 13).ok(),
+        safe: number(row, 14).ok(),
+        reason,
+        foreign: foreign.filter(|_| !flag(row, 12)),
     }))
 }
+
+/// The end of the server's log: on a standby, of what it has replayed.
+pub const END_OF_LOG: &str = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END";
 
 impl Slot {
     /// Fails unless it is ours to read and still has its log. Its confirmed position.
     pub fn usable(&self, settings: &Settings) -> Result<Lsn> {
+        let error = |code, what: &str, hint: &str| Err(Error::new(code, what).at("slot", &settings.slot).hint(hint));
         if let Some(foreign) = &self.foreign {
-            return Err(Error::new(&codes::SLOT_FOREIGN, format!("the slot {foreign}"))
-                .at("slot", &settings.slot)
-                .hint("Set `slot` to a name of its own."));
+            return error(&codes::SLOT_FOREIGN, &format!("the slot {foreign}"), "Set `slot` to a name of its own.");
         }
-        if self.wal_status == "lost" {
-            return Err(Error::new(&codes::SLOT_INVALID, "the server removed log that the slot needs")
-                .at("slot", &settings.slot)
-                .hint("Begin anew under another connector name, and raise max_slot_wal_keep_size."));
+        if self.copy {
+            return error(
+                &codes::SLOT_SYNCING,
+                "the server is a standby, and the slot on it is a copy of its primary's",
+                "Set `url` to the primary, or promote this standby with SELECT pg_promote();.",
+            );
         }
-        // P17: a restored slot has no position; any guess would lose or repeat.
-        self.confirmed.ok_or_else(|| {
-            Error::new(&codes::SLOT_INVALID, "the slot has no confirmed position")
-                .at("slot", &settings.slot)
-                .hint("Drop the slot and begin anew under another connector name.")
-        })
+        if let Some(reason) = &self.reason {
+            return Err(invalidated(settings, reason));
+        }
+        match (self.confirmed, self.active_pid) {
+            (Some(confirmed), _) => Ok(confirmed),
+            // Another session is still creating it.
+            (None, Some(pid)) => Err(active(settings, &format!("the slot is being created by process {pid}"))),
+            // P17: a restored slot has no position; any guess would lose or repeat.
+            (None, None) => error(
+                &codes::SLOT_UNCONFIRMED,
+                "the slot has no confirmed position",
+                "Drop the slot, then begin anew with `headwater reset`.",
+            ),
+        }
     }
 
     /// Fails if another session reads from it.
@@ -100,6 +133,39 @@ impl Slot {
             Some(pid) => Err(active(settings, &format!("the slot is active for process {pid}"))),
         }
     }
+}
+
+/// The server gave the slot up (P14, P28). Each reason has its own remedy against the next time.
+fn invalidated(settings: &Settings, reason: &str) -> Error {
+    let (code, what, hint) = match reason {
+        "wal_removed" => (
+            &codes::SLOT_INVALID,
+            "the server removed log that the slot needs".to_owned(),
+            "Raise max_slot_wal_keep_size at the server, then begin anew with `headwater reset`.",
+        ),
+        // 16 tells only that the standby's recovery conflicted with it.
+        "rows_removed" | "conflict" => (
+            &codes::SLOT_CONFLICT,
+            "the standby replayed the removal of catalogue rows that the slot needs".to_owned(),
+            "Set hot_standby_feedback = on and primary_slot_name at the standby, then begin anew with `headwater reset`.",
+        ),
+        "wal_level_insufficient" => (
+            &codes::SLOT_WAL_LEVEL,
+            "the primary's wal_level was lowered".to_owned(),
+            "Set wal_level = 'logical' at the primary, restart it, then begin anew with `headwater reset`.",
+        ),
+        "idle_timeout" => (
+            &codes::SLOT_IDLED,
+            "nobody read the slot for longer than idle_replication_slot_timeout".to_owned(),
+            "Raise idle_replication_slot_timeout at the server, then begin anew with `headwater reset`.",
+        ),
+        other => (
+            &codes::SLOT_INVALID,
+            format!("the server invalidated the slot, for the reason {other}"),
+            "Look up the reason in the server's manual, then begin anew with `headwater reset`.",
+        ),
+    };
+    Error::new(code, what).at("slot", &settings.slot).hint(hint)
 }
 
 /// The slot is in use.
@@ -119,49 +185,47 @@ pub async fn end_predecessor(catalog: &mut Catalog, settings: &Settings) -> Resu
     Ok(())
 }
 
-/// The slot must exist and must not be ahead of what is published (rule 1.5(5)). It is never created again here: that would
-/// hide the gap.
-pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: Place) -> Result<()> {
-    let Some(slot) = find(catalog, settings).await? else {
-        return Err(Error::new(&codes::SLOT_MISSING, "the replication slot does not exist")
-            .at("slot", &settings.slot)
-            .hint("Bring back the server that has the slot, or begin anew under another connector name."));
-    };
+/// The slot must exist and must not be ahead of what is published (rule 1.5(5)), and the server must have that much log. The slot is
+/// never created again here: that would hide the gap.
+pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: Place, moved: bool) -> Result<Slot> {
+    let Some(slot) = find(catalog, settings).await? else { return Err(missing(settings, moved)) };
     let confirmed = slot.usable(settings)?;
     if confirmed > place.base {
         return Err(ahead(settings, confirmed, place.base));
     }
-    Ok(())
+    let rows = catalog.query(&format!("SELECT {END_OF_LOG}, pg_is_in_recovery()")).await?;
+    let row = rows.first().map(Vec::as_slice).unwrap_or_default();
+    let end: Lsn = cell(row, 0).parse().map_err(|()| protocol("the server's log position cannot be read"))?;
+    if end >= place.base {
+        return Ok(slot);
+    }
+    // A server would silently wait until its log has grown past the position, and leave out what it wrote until then.
+    let what = format!("the server's log ends at {end}, before the position {}", place.base);
+    Err(if flag(row, 1) {
+        Error::new(&codes::STANDBY_BEHIND, what).hint("Wait until the standby has replayed what its primary sent.")
+    } else {
+        Error::new(&codes::SERVER_BEHIND, what)
+            .hint("Bring back the server that the position was read from, or begin anew with `headwater reset`.")
+    })
+}
+
+/// The slot of a checkpoint is gone. `moved`: the server was promoted since, and did not have it.
+pub fn missing(settings: &Settings, moved: bool) -> Error {
+    let error = if moved {
+        Error::new(&codes::SLOT_NOT_SYNCED, "the server was promoted without the replication slot")
+            .hint("Bring back the former primary, or begin anew with `headwater reset`; then set sync_replication_slots = on at each standby.")
+    } else {
+        Error::new(&codes::SLOT_MISSING, "the replication slot does not exist")
+            .hint("Bring back the server that has the slot, or begin anew with `headwater reset`.")
+    };
+    error.at("slot", &settings.slot)
 }
 
 /// Somebody moved the slot past what is published.
 pub fn ahead(settings: &Settings, confirmed: Lsn, base: Lsn) -> Error {
     Error::new(&codes::SLOT_AHEAD, format!("the slot stands at {confirmed}, ahead of the position {base}"))
         .at("slot", &settings.slot)
-        .hint("Find out who advanced or recreated the slot, then begin anew under another connector name.")
-}
-
-/// Creates the slot; its consistent point is the first position.
-pub async fn create(session: &mut Connection, settings: &Settings) -> Result<Lsn> {
-    // The old spelling of the options, which every version knows.
-    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", ident(&settings.slot));
-    let refused = match session.query_within(&command, CREATE_PATIENCE).await? {
-        Ok(rows) => {
-            let point = rows.first().and_then(|row| cell(row, 1).parse().ok());
-            return point.ok_or_else(|| protocol("the server names no consistent point"));
-        }
-        Err(refused) => refused,
-    };
-    match refused.state.as_str() {
-        "42710" => Err(appeared(settings)),
-        "55000" => Err(Error::new(&codes::WAL_LEVEL, refused.text())
-            .hint("Run ALTER SYSTEM SET wal_level = 'logical'; and restart the server.")),
-        _ => {
-            let error = refused.clone().into_error().at("slot", &settings.slot);
-            let role = ident(&settings.server.user);
-            Err(if refused.state == "42501" { error.hint(format!("Run ALTER ROLE {role} REPLICATION;")) } else { error })
-        }
-    }
+        .hint("Find out who advanced or recreated the slot, then begin anew with `headwater reset`.")
 }
 
 /// The slot exists although it did not when we looked.
@@ -181,10 +245,15 @@ pub async fn replication_session(settings: &Settings) -> Result<Connection> {
     })
 }
 
+/// The part of an identity that tells a publication from a later one of the same name.
+pub const PUBLICATION_ID: &str = "publication_id";
+
 /// Which server and database a replication session is connected to.
 pub async fn identify(session: &mut Connection, settings: &Settings) -> Result<Identity> {
     let system = session.query("IDENTIFY_SYSTEM").await?;
     let database = session.query("SELECT oid FROM pg_database WHERE datname = current_database()").await?;
+    let name = literal(&settings.publication);
+    let publication = session.query(&format!("SELECT oid FROM pg_publication WHERE pubname = {name}")).await?;
     let (Some(system), Some(database)) = (system.first(), database.first()) else {
         return Err(protocol("the server does not say which one it is"));
     };
@@ -196,6 +265,7 @@ pub async fn identify(session: &mut Connection, settings: &Settings) -> Result<I
         ("slot", settings.slot.clone()),
         ("publication", settings.publication.clone()),
         ("options", OPTIONS.to_owned()),
+        (PUBLICATION_ID, publication.first().map(|row| cell(row, 0)).unwrap_or_default().to_owned()),
     ]))
 }
 
@@ -214,22 +284,35 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
     Ok(())
 }
 
-/// After a failover or a restore: the server must have left the checkpoint's timeline behind the position (P18, P19).
-pub async fn require_history(session: &mut Connection, stored: &Identity, found: &Identity, place: Place) -> Result<()> {
-    let timeline = |identity: &Identity| identity.get("timeline").and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-    let (old, new) = (timeline(stored), timeline(found));
-    if old == new {
+/// The timeline of an identity.
+pub fn timeline(identity: &Identity) -> u32 {
+    identity.get("timeline").and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// After a failover or a restore: the server must have left the position's timeline, `left`, behind the position (P18, P19).
+pub async fn require_history(
+    session: &mut Connection,
+    catalog: &mut Catalog,
+    settings: &Settings,
+    (left, now): (u32, u32),
+    place: Place,
+) -> Result<()> {
+    if left == now {
         return Ok(());
     }
     let reached = place.partial.map_or(place.base, |partial| partial.commit);
-    let rows = if old < new { session.query(&format!("TIMELINE_HISTORY {new}")).await? } else { Vec::new() };
-    let switch = rows.first().and_then(|row| switch_point(cell(row, 1), old));
-    if switch.is_some_and(|switch| switch >= reached) {
-        return Ok(());
+    let rows = if left < now { session.query(&format!("TIMELINE_HISTORY {now}")).await? } else { Vec::new() };
+    if let Some(switch) = rows.first().and_then(|row| switch_point(cell(row, 1), left)) {
+        // A standby that is read goes along when it, or its primary, is promoted, and its stream does not tell. Its slot does: what
+        // was confirmed there behind the branching point came from this very server. (A copied slot never gets that far.)
+        let confirmed = find(catalog, settings).await?.and_then(|slot| slot.confirmed);
+        if switch >= reached || confirmed.is_some_and(|confirmed| confirmed > switch) {
+            return Ok(());
+        }
     }
-    Err(Error::new(&codes::DIVERGED, format!("the server left timeline {old} before the position {reached}"))
-        .at("timeline", new)
-        .hint("Bring back the former primary, or begin anew under another connector name."))
+    Err(Error::new(&codes::DIVERGED, format!("the server left timeline {left} before the position {reached}"))
+        .at("timeline", now)
+        .hint("Bring back the former primary, or begin anew with `headwater reset`."))
 }
 
 /// A history file has a line `timeline <tab> LSN <tab> reason` for each timeline that was left.

@@ -22,6 +22,7 @@ use crate::{
     position::{Lsn, Place},
     relation::{self, Table},
     stream::{Chunk, Stream},
+    watch::Watch,
 };
 
 /// Progress without changes is a checkpoint of its own: at most this often,
@@ -44,6 +45,7 @@ pub struct PostgresSource {
     failed: Option<Error>,
     quiet: watch::Sender<Quiet>,
     monitor: Arc<StreamMonitor>,
+    watch: Watch,
     /// The last position handed out, and when.
     given: Place,
     given_at: Instant,
@@ -51,7 +53,7 @@ pub struct PostgresSource {
 
 impl PostgresSource {
     /// `stream` runs from `place` on the server that `identity` names.
-    pub fn new(settings: Arc<Settings>, identity: Identity, stream: Stream, place: Place) -> Self {
+    pub fn new(settings: Arc<Settings>, identity: Identity, stream: Stream, place: Place, watch: Watch) -> Self {
         let (quiet, watching) = watch::channel(Quiet { read_to: Lsn(0), changes_end: place.base });
         let monitor = StreamMonitor::new(settings.server.clone(), Arc::clone(&stream.shared), watching);
         Self {
@@ -64,6 +66,7 @@ impl PostgresSource {
             failed: None,
             quiet,
             monitor: Arc::new(monitor),
+            watch,
             given: place,
             given_at: Instant::now(),
         }
@@ -179,7 +182,7 @@ impl Source for PostgresSource {
     }
 
     async fn next_batch(&mut self, batch: &mut Batch, limits: &Limits) -> Result<()> {
-        if let Some(error) = self.failed.take() {
+        if let Some(error) = self.failed.take().or_else(|| self.watch.finding()) {
             return Err(error);
         }
         self.decoder.begin_batch(batch);

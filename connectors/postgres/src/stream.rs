@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    codes,
     connection::Socket,
     error::{ServerError, lost, protocol},
     pgoutput::EPOCH_2000_US,
@@ -308,7 +309,12 @@ impl Task {
         match tag {
             b'E' => {
                 let error = ServerError::parse(&message[5..]).map_err(|_| protocol("an error message is torn"))?;
-                Err(error.into_error())
+                Err(match error.state.as_str() {
+                    // P20: decoding looks the publication up as it was when a change was written.
+                    "42704" => Error::new(&codes::PUBLICATION_MISSING, "the publication did not exist when a change was written")
+                        .hint("Restore the database with its publication, or begin anew with `headwater reset`."),
+                    _ => error.into_error(),
+                })
             }
             b'N' | b'S' => Ok(()),
             b'c' | b'C' | b'Z' => Err(lost("the server ended the stream")),

@@ -4,9 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use headwater_connector::{Batch, Error, IntentMode, Kind, Level, Limits, Op, Position, SourceConnector, Start, Value};
+use headwater_connector::{Batch, IntentMode, Kind, Level, Limits, Op, Position, SourceConnector, Start, Value};
 use serde_json::json;
-use support::{begin, cells, connector, eventually, keyed_connector, next, shared};
+use support::{begin, cells, connector, eventually, is, keyed_connector, next, refused, shared};
 
 /// A database with a table `t`, and a connector after its first start.
 async fn started(options: serde_json::Value) -> (String, Box<dyn SourceConnector>, Start) {
@@ -15,18 +15,6 @@ async fn started(options: serde_json::Value) -> (String, Box<dyn SourceConnector
     let connector = connector(&shared().url(&database), options);
     let start = begin(&*connector).await;
     (database, connector, start)
-}
-
-async fn refused(connector: &dyn SourceConnector, start: &Start, position: &Position) -> Error {
-    match connector.open(&start.identity, position).await {
-        Ok(_) => panic!("opened at {position}"),
-        Err(error) => error,
-    }
-}
-
-fn is(error: &Error, code: &str, kind: Kind) {
-    assert_eq!((error.code().id, error.kind()), (code, kind), "{error}");
-    assert!(!error.hint_text().is_empty(), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

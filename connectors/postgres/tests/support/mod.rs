@@ -16,7 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_connector::{Batch, ConnectorKind, Limits, Source, SourceConnector, SourceContext, Start};
+use headwater_connector::{
+    Batch, ConnectorKind, Error, Kind, Limits, Position, Source, SourceConnector, SourceContext, Start, Value,
+};
 
 /// A server in a directory that vanishes with it.
 pub struct Postgres {
@@ -48,10 +50,8 @@ impl Postgres {
         let server = Self::placed(find_binaries(version));
         let port = server.port;
         let data = server.data();
-        if is_root() {
-            run(Command::new("chown").arg("postgres").arg(server.directory.path()));
-        }
-        run(server.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(&data));
+        server.own();
+        copy(&template(&server), &data);
         let mut conf = format!(
             "listen_addresses='127.0.0.1'\nport={port}\nunix_socket_directories='{}'\nwal_level=logical\nmax_wal_senders=40\n\
              max_replication_slots=40\nmax_connections=100\nfsync=off\nautovacuum=off\npassword_encryption='scram-sha-256'\n\
@@ -70,6 +70,31 @@ impl Postgres {
         server.boot();
         guard(&server);
         server
+    }
+
+    /// One that was not made from the template, and so has a system identifier of its own.
+    pub fn start_of_another_origin() -> Self {
+        let server = Self::start(&[], "");
+        server.stop("fast");
+        let conf = ["postgresql.conf", "pg_hba.conf"]
+            .map(|name| (name, std::fs::read(server.data().join(name)).expect("a config file")));
+        std::fs::remove_dir_all(server.data()).expect("the data directory");
+        server.init(&server.data());
+        for (name, bytes) in conf {
+            std::fs::write(server.data().join(name), bytes).expect("a config file");
+        }
+        server.boot();
+        server
+    }
+
+    fn init(&self, data: &Path) {
+        run(self.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(data));
+    }
+
+    fn own(&self) {
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(self.directory.path()));
+        }
     }
 
     /// A place for a server: a directory and a port.
@@ -99,14 +124,102 @@ impl Postgres {
 
     /// Stops as a crash would, and starts again.
     pub fn crash_and_restart(&self) {
-        self.stop();
+        self.stop("immediate");
         self.boot();
     }
 
-    fn stop(&self) {
+    /// Stops in order and starts again with more settings.
+    pub fn restart_with(&self, settings: &[&str]) {
+        self.stop("fast");
+        append(&self.data().join("postgresql.conf"), &format!("{}\n", settings.join("\n")));
+        self.boot();
+    }
+
+    /// Stops in order.
+    pub fn shut_down(&self) {
+        self.stop("fast");
+    }
+
+    /// Starts again after [`shut_down`](Self::shut_down).
+    pub fn start_again(&self) {
+        self.boot();
+    }
+
+    fn stop(&self, mode: &str) {
         let mut command = self.command("pg_ctl");
-        command.arg("-D").arg(self.data()).args(["-w", "-m", "immediate", "stop"]);
+        command.arg("-D").arg(self.data()).args(["-w", "-m", mode, "stop"]);
         let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+
+    /// A copy of the whole server, as a snapshot of its disk would be. It is down for as long as that takes.
+    pub fn save(&self) -> PathBuf {
+        let saved = self.directory.path().join("saved");
+        self.stop("fast");
+        copy(&self.data(), &saved);
+        self.boot();
+        saved
+    }
+
+    /// Puts the server back to the copy.
+    pub fn restore(&self, saved: &Path) {
+        self.stop("fast");
+        std::fs::remove_dir_all(self.data()).expect("the data directory");
+        copy(saved, &self.data());
+        self.boot();
+    }
+
+    /// Forks the server's history: from now on it is on a timeline of its own.
+    pub fn fork(&self) {
+        self.stop("fast");
+        self.touch("standby.signal");
+        self.boot();
+        self.promote();
+    }
+
+    /// Makes a standby the primary.
+    pub fn promote(&self) {
+        self.sql("postgres", "SELECT pg_promote()");
+    }
+
+    /// A standby of this server, which is down for a moment. It uses the physical slot `name`.
+    pub fn standby(&self, name: &str, settings: &[&str]) -> Self {
+        self.sql("postgres", &format!("SELECT pg_create_physical_replication_slot('{name}', true)"));
+        let standby = Self::placed((self.bin.clone(), self.major));
+        standby.own();
+        self.stop("fast");
+        copy(&self.data(), &standby.data());
+        self.boot();
+        for entry in std::fs::read_dir(standby.data().join("pg_replslot")).expect("slots") {
+            std::fs::remove_dir_all(entry.expect("a slot").path()).expect("a slot of the primary");
+        }
+        standby.touch("standby.signal");
+        let mut conf = format!(
+            "port={}\nunix_socket_directories='{}'\nprimary_slot_name='{name}'\nhot_standby_feedback=on\nwal_receiver_status_interval=1s\n\
+             wal_retrieve_retry_interval=200ms\nprimary_conninfo='host=127.0.0.1 port={} user=postgres dbname=postgres'\n",
+            standby.port,
+            standby.directory.path().display(),
+            self.port
+        );
+        settings.iter().for_each(|line| conf.push_str(&format!("{line}\n")));
+        append(&standby.data().join("postgresql.conf"), &conf);
+        standby.boot();
+        guard(&standby);
+        standby
+    }
+
+    /// Waits until a standby has replayed all that is written here now.
+    pub fn replayed_by(&self, standby: &Self) {
+        let end = self.sql("postgres", "SELECT pg_current_wal_insert_lsn()");
+        let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
+        eventually("the standby replays", || standby.sql("postgres", &sql) == "t");
+    }
+
+    fn touch(&self, name: &str) {
+        let path = self.data().join(name);
+        std::fs::write(&path, "").expect("a signal file");
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(path));
+        }
     }
 
     fn command(&self, program: &str) -> Command {
@@ -150,7 +263,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        self.stop();
+        self.stop("immediate");
     }
 }
 
@@ -173,6 +286,24 @@ fn guard(server: &Postgres) {
     // A group of its own, so that an interrupt from the terminal does not end it first.
     let mut child = command.process_group(0).spawn().expect("sh");
     std::thread::spawn(move || child.wait());
+}
+
+/// A data directory to copy from, one for each version: initdb takes much longer than a copy.
+fn template(server: &Postgres) -> PathBuf {
+    static MADE: LazyLock<Mutex<HashMap<u32, Postgres>>> = LazyLock::new(Mutex::default);
+    let mut made = MADE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let template = made.entry(server.major).or_insert_with(|| {
+        let template = Postgres::placed((server.bin.clone(), server.major));
+        template.own();
+        template.init(&template.data());
+        guard(&template);
+        template
+    });
+    template.data()
+}
+
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("-a").arg(from).arg(to));
 }
 
 fn append(path: &Path, text: &str) {
@@ -216,9 +347,9 @@ fn search(version: Option<u32>) -> (PathBuf, u32) {
     (bin, major.unwrap_or_else(|| panic!("no version in {text}")))
 }
 
-/// Polls until it holds; panics after ten seconds.
+/// Polls until it holds; panics after a minute.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::sleep(Duration::from_millis(50));
@@ -249,7 +380,7 @@ pub async fn begin(connector: &dyn SourceConnector) -> Start {
 
 /// Reads until there is a change or an error.
 pub async fn next(source: &mut dyn Source) -> headwater_connector::Result<Batch> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let mut batch = Batch::default();
         source.next_batch(&mut batch, &Limits { max_wait: Duration::from_millis(200), ..Limits::default() }).await?;
@@ -263,4 +394,49 @@ pub async fn next(source: &mut dyn Source) -> headwater_connector::Result<Batch>
 /// The texts of a row's cells.
 pub fn cells(batch: &Batch, row: headwater_connector::Row) -> Vec<String> {
     batch.values(row).map(|value| format!("{value:?}")).collect()
+}
+
+/// What a refused opening says.
+pub async fn refused(connector: &dyn SourceConnector, start: &Start, position: &Position) -> Error {
+    match connector.open(&start.identity, position).await {
+        Ok(_) => panic!("opened at {position}"),
+        Err(error) => error,
+    }
+}
+
+/// Holds an error to its code and kind, and that it says what to do.
+pub fn is(error: &Error, code: &str, kind: Kind) {
+    assert_eq!((error.code().id, error.kind()), (code, kind), "{error}");
+    assert!(!error.hint_text().is_empty(), "{error}");
+}
+
+/// Reads until there is an error, within a minute.
+pub async fn next_error(source: &mut dyn Source) -> Error {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let mut batch = Batch::default();
+        let limits = Limits { max_wait: Duration::from_millis(200), ..Limits::default() };
+        if let Err(error) = source.next_batch(&mut batch, &limits).await {
+            return error;
+        }
+        assert!(Instant::now() < deadline, "no error came");
+    }
+}
+
+/// Reads until so many changes came; their first cells, and the last position.
+pub async fn firsts(source: &mut dyn Source, count: usize) -> (Vec<String>, Position) {
+    let mut firsts = Vec::new();
+    loop {
+        let batch = next(source).await.expect("changes");
+        for change in batch.changes() {
+            let row = change.after.expect("a row");
+            firsts.push(match batch.value(row, 0) {
+                Value::Text(text) => text.to_owned(),
+                other => format!("{other:?}"),
+            });
+        }
+        if firsts.len() >= count {
+            return (firsts, batch.position().expect("a position").clone());
+        }
+    }
 }
