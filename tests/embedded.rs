@@ -45,7 +45,7 @@ impl Disk {
                 home.start_under(&[unshare, &["sh", "-c", script][..]].concat())
             }
             // An ignored signal stays ignored, so that a write beyond the limit is an error and not the end.
-            Self::Limited => home.start_under(&["sh", "-c", "trap '' XFSZ; ulimit -S -f 6144; exec \"$0\" \"$@\""]),
+            Self::Limited => home.start_under(&["sh", "-c", "trap '' XFSZ; ulimit -S -f 2048; exec \"$0\" \"$@\""]),
         }
     }
 
