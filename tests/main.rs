@@ -4,6 +4,7 @@ mod bad_input;
 mod checker;
 mod cli;
 mod control;
+mod embedded;
 mod http;
 mod ingest;
 mod kafka;

@@ -120,6 +120,32 @@ impl Home {
         Daemon { home: self, child: Some(child) }
     }
 
+    /// Starts the daemon under a program that ends by becoming it, so that its pid is the daemon's.
+    pub fn start_under(&self, wrapper: &[&str]) -> Daemon<'_> {
+        let open = |name: &str| fs::File::options().create(true).append(true).open(self.path(name)).expect("an output file");
+        let command = self.wrapped(wrapper, &["run"]).stdout(open("stdout")).stderr(open("stderr")).spawn();
+        Daemon { home: self, child: Some(command.expect("the wrapper starts")) }
+    }
+
+    /// Runs one command under a program that ends by becoming it.
+    pub fn run_under(&self, wrapper: &[&str], arguments: &[&str]) -> Outcome {
+        Outcome::new(arguments, self.wrapped(wrapper, arguments).output().expect("the wrapper starts"))
+    }
+
+    fn wrapped(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
+        let plain = self.command(arguments);
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+        command.current_dir(self.dir.path());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
     /// Everything in a topic from the first record to the last committed one.
     pub fn tail(&self, topic: &str) -> Vec<Record> {
         self.tail_with(topic, &["--from", "earliest"])
@@ -226,6 +252,11 @@ impl Daemon<'_> {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running daemon").id()
     }
 
     /// Whether it runs.

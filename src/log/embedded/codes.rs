@@ -13,4 +13,7 @@ headwater_connector::codes! { "src/log/embedded/codes";
     TOPIC_NOT_POSSIBLE = "HW1229", Config, "the embedded log cannot have such a topic";
     REPLACED = "HW1230", Environment, "log.db was removed or replaced while it was in use";
     UNREADABLE = "HW1231", Environment, "the log's files cannot be opened for reading";
+    LITTLE_SPACE = "HW1232", Environment, "the disk of the log has little space left";
+    EMPTIED = "HW1233", Environment, "log.db is empty";
+    UNCHECKED = "HW1234", Environment, "log.db was checked in part only";
 }

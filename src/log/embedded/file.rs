@@ -76,6 +76,11 @@ impl Files {
         created.map_err(|error| not_writable(&self.dir, "cannot create the log's directory", error))
     }
 
+    /// The directory, or the nearest one above that exists.
+    pub(super) fn existing_dir(&self) -> &Path {
+        self.dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("."))
+    }
+
     /// Makes the names of new files durable; SQLite does it for the write-ahead log only.
     fn sync_dir(&self) -> Result<()> {
         let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
@@ -145,34 +150,48 @@ pub(super) enum Durability {
     Later,
 }
 
-/// Opens the database for the daemon, creating it first where it is new.
+/// Opens the database for the daemon, who holds the lock, creating it first where there is none.
+///
+/// It gets its name only once it is whole and on disk. So a `log.db` that is empty or half there is never the trace of a
+/// first start that crashed, but a log that lost its records, and is refused.
 pub(super) fn create_database(files: &Files) -> Result<Connection> {
     let database = files.database();
-    let opened = || -> Result<Connection, Fault> {
-        let mut connection = Connection::open_with_flags(&database, write_flags() | OpenFlags::SQLITE_OPEN_CREATE)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        let fresh = identify(&connection, &database)? == Found::Fresh;
-        if fresh {
-            connection.pragma_update(None, "page_size", PAGE_BYTES as i64)?;
-        }
-        set_up(&connection, Durability::EachCommit)?;
-        if fresh {
-            topics::create_layout(&mut connection)?;
-        }
-        Ok(connection)
-    };
-    let connection = opened().map_err(|fault| fault.name(&database, "cannot open the log"))?;
+    let exists = database.try_exists().map_err(|error| not_writable(&database, "cannot look for the log", error))?;
+    if !exists {
+        let new = files.dir.join("log.db.new");
+        create_file(&new).map_err(|fault| fault.name(&new, "cannot create the log"))?;
+        let renamed = File::open(&new).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&new, &database));
+        renamed.map_err(|error| not_writable(&database, "cannot create the log", error))?;
+    }
+    let connection = open_for_writing(files, Durability::EachCommit)?;
     files.sync_dir()?;
     Ok(connection)
+}
+
+/// A whole log without topics, in a file that no reader knows yet; what a crash left of an earlier try is replaced.
+fn create_file(new: &Path) -> Result<(), Fault> {
+    let refused = |error| not_writable(new, "cannot create the log", error);
+    for leftover in [new.to_owned(), new.with_extension("new-journal")] {
+        match fs::remove_file(&leftover) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error).into()),
+            _ => {}
+        }
+    }
+    let mut connection = Connection::open_with_flags(new, write_flags() | OpenFlags::SQLITE_OPEN_CREATE)?;
+    connection.pragma_update(None, "page_size", PAGE_BYTES as i64)?;
+    topics::create_layout(&mut connection)?;
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(())
 }
 
 /// Opens the database that the daemon created before; never creates one.
 pub(super) fn open_for_writing(files: &Files, durability: Durability) -> Result<Connection> {
     let database = files.database();
+    refuse_empty(&database)?;
     let opened = || -> Result<Connection, Fault> {
         let connection = Connection::open_with_flags(&database, write_flags())?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        identify(&connection, &database)?;
+        require_ours(&connection, &database)?;
         set_up(&connection, durability)?;
         Ok(connection)
     };
@@ -200,19 +219,22 @@ fn set_up(connection: &Connection, durability: Durability) -> rusqlite::Result<(
     Ok(())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    Ours,
-    /// Empty, or left by a crash before the layout was written.
-    Fresh,
+/// SQLite takes an empty file for a new database, and removes the write-ahead log beside it, which may hold the newest records.
+fn refuse_empty(database: &Path) -> Result<()> {
+    if fs::metadata(database).is_ok_and(|metadata| metadata.len() == 0) {
+        return Err(Error::new(&codes::EMPTIED, "log.db is empty")
+            .at("file", database.display())
+            .hint("Stop the daemon, keep a copy of the directory, and restore `log.db` from a backup."));
+    }
+    Ok(())
 }
 
 /// Whose file it is. This is the first access, so it is also where damage of the first page shows.
-fn identify(connection: &Connection, database: &Path) -> Result<Found, Fault> {
+fn require_ours(connection: &Connection, database: &Path) -> Result<(), Fault> {
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
-    let objects: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     match (number("application_id")?, number("user_version")?) {
-        (APPLICATION_ID, FORMAT) => Ok(Found::Ours),
+        (APPLICATION_ID, FORMAT) => Ok(()),
         (APPLICATION_ID, newer) if newer > FORMAT => {
             let what = format!("log.db has format {newer}; this version of headwater knows up to {FORMAT}");
             Err(Error::new(&codes::NEWER_FORMAT, what)
@@ -220,7 +242,6 @@ fn identify(connection: &Connection, database: &Path) -> Result<Found, Fault> {
                 .hint("Run the version of headwater that wrote it, or a newer one.")
                 .into())
         }
-        (0, 0) if objects == 0 => Ok(Found::Fresh),
         _ => Err(Error::new(&codes::NOT_A_LOG, "the file is an SQLite database of another program")
             .at("file", database.display())
             .hint("Set `log.path` to an empty directory, or move the foreign file away.")
@@ -248,6 +269,7 @@ pub(super) fn open_for_reading(files: &Files) -> Result<ReadConnection> {
         }
         Err(error) => return Err(unreadable(&database).caused_by(error)),
     }
+    refuse_empty(&database)?;
     // Readers of a write-ahead log share an index file that they also write, so a plain open is the normal case, even
     // after a crash: the first reader then rebuilds the index.
     match open_reader(&database, OpenFlags::SQLITE_OPEN_READ_WRITE) {
@@ -277,23 +299,15 @@ fn open_reader(database: &Path, access: OpenFlags) -> Result<Connection, Fault> 
     // The last to close would copy the write-ahead log into the file; a reader leaves that to the daemon.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    require_ours(connection, database)
+    require_ours(&connection, database)?;
+    Ok(connection)
 }
 
 fn open_immutable(database: &Path) -> Result<Connection, Fault> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(immutable_uri(database), flags)?;
-    require_ours(connection, database)
-}
-
-fn require_ours(connection: Connection, database: &Path) -> Result<Connection, Fault> {
-    match identify(&connection, database)? {
-        Found::Ours => Ok(connection),
-        Found::Fresh => {
-            let dir = database.parent().unwrap_or(database).to_owned();
-            Err(missing(&Files { dir }).into())
-        }
-    }
+    require_ours(&connection, database)?;
+    Ok(connection)
 }
 
 fn immutable_uri(database: &Path) -> String {
@@ -330,7 +344,7 @@ fn unreadable(database: &Path) -> Error {
 
 /// Whether files can be created in the directory, or in the nearest one above that exists. Leaves nothing behind.
 pub(super) fn probe_writable(files: &Files) -> Result<()> {
-    let dir = files.dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("."));
+    let dir = files.existing_dir();
     let probe = dir.join(format!(".headwater-probe-{}", std::process::id()));
     let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
     written.map_err(|error| not_writable(&files.dir, "the log's directory cannot be written", error))

@@ -6,6 +6,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     task::{Context, Poll, Wake, Waker},
     thread::{self, JoinHandle, Thread},
@@ -38,8 +39,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 /// Beyond this the daemon empties the write-ahead log itself: readers that follow each other closely keep SQLite from it.
 const WAL_BYTES_MAX: u64 = 4 * WAL_BYTES;
 
-/// Up to this size, `check` reads the whole file.
-const QUICK_CHECK_BYTES: u64 = 64 << 20;
+/// `check` reads the file for at most this long.
+const CHECK_TIME: Duration = Duration::from_secs(5);
+
+/// Below this space is called little; on small disks below a twentieth of the disk.
+const LITTLE_BYTES: u64 = 1 << 30;
 
 /// Why a round ended early.
 #[derive(Debug)]
@@ -204,27 +208,89 @@ pub(super) fn findings(files: &Files, reads: Option<&ReadSide>, daemon: bool) ->
         Ok(()) => Finding::ok(format!("the log's directory {dir} can be written")),
         Err(error) => Finding::error(error),
     });
-    findings.push(match reads.map(|reads| inspect(files, reads)) {
-        None => Finding::ok(format!("there is no log in {dir} yet; `run` creates it")),
-        Some(Ok(topics)) => Finding::ok(format!("log.db has format {} and {topics} topics", file::FORMAT)),
-        Some(Err(error)) => Finding::error(error),
-    });
+    findings.push(space(files));
+    match reads.map(|reads| inspect(files, reads)) {
+        None => findings.push(Finding::ok(format!("there is no log in {dir} yet; `run` creates it"))),
+        Some(Ok(topics)) => {
+            findings.push(Finding::ok(format!("log.db has format {} and {topics} topics", file::FORMAT)));
+        }
+        Some(Err(error)) if std::ptr::eq(error.code(), &codes::UNCHECKED) => findings.push(Finding::warning(error)),
+        Some(Err(error)) => findings.push(Finding::error(error)),
+    }
     findings
 }
 
-/// Number of topics, after a look at the file that stays quick.
+/// What the log takes and what is left.
+fn space(files: &Files) -> Finding {
+    let dir = files.existing_dir();
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let taken = std::fs::metadata(files.database()).map_or(0, |metadata| metadata.len()) + files.wal_bytes();
+    let disk = match rustix::fs::statvfs(dir) {
+        Ok(disk) => disk,
+        Err(error) => return Finding::error(not_writable(dir, "cannot ask for the space on the disk", error.into())),
+    };
+    let (free, size) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize));
+    let what = format!("the log takes {} MiB, {} of {} MiB are free on its disk", mib(taken), free >> 20, mib(size));
+    if !is_little(free, size) {
+        return Finding::ok(what);
+    }
+    Finding::warning(
+        Error::new(&codes::LITTLE_SPACE, what)
+            .at("directory", files.dir.display())
+            .hint("Enlarge the disk of the log, or move the directory to a larger one while the daemon is stopped."),
+    )
+}
+
+/// A large disk may be nearly full and still have room for days; a small one may be small on purpose.
+fn is_little(free: u64, size: u64) -> bool {
+    free < LITTLE_BYTES.min(size / 20).max(64 << 20)
+}
+
+/// Number of topics, after a look at the file that takes a bounded time.
 fn inspect(files: &Files, reads: &ReadSide) -> Result<usize> {
     reads.with("cannot check the log", |connection| {
-        let small = std::fs::metadata(files.database()).is_ok_and(|metadata| metadata.len() <= QUICK_CHECK_BYTES);
-        if small {
-            let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-            if verdict != "ok" {
-                return Err(Error::new(&codes::DAMAGED, "log.db contradicts itself")
-                    .at("file", files.database().display())
-                    .hint("Stop the daemon, keep a copy of the directory, and restore `log.db` from a backup.")
-                    .into());
+        let named = |code, what| Error::new(code, what).at("file", files.database().display());
+        let topics = topics::all(connection)?.len();
+        match quick_check(connection) {
+            Ok(verdict) if verdict == "ok" => Ok(topics),
+            Ok(_) => Err(named(&codes::DAMAGED, "log.db contradicts itself")
+                .hint("Stop the daemon, keep a copy of the directory, and restore `log.db` from a backup.")
+                .into()),
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
+                Err(named(&codes::UNCHECKED, "log.db is too large to be read in 5 seconds; what was read is sound")
+                    .hint("Run `PRAGMA quick_check` with an SQLite tool when there is time.")
+                    .into())
             }
+            Err(error) => Err(error.into()),
         }
-        Ok(topics::all(connection)?.len())
     })
+}
+
+/// SQLite's own check, which a second thread interrupts when the time is up.
+fn quick_check(connection: &Connection) -> rusqlite::Result<String> {
+    let interrupt = connection.get_interrupt_handle();
+    let (done, waiting) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(CHECK_TIME) == Err(mpsc::RecvTimeoutError::Timeout) {
+                interrupt.interrupt();
+            }
+        });
+        let verdict = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+        drop(done);
+        verdict
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_space_depends_on_the_disk() {
+        let gib = 1 << 30;
+        assert!(is_little(gib - 1, 1000 * gib) && !is_little(gib, 1000 * gib));
+        assert!(is_little(gib / 5, 5 * gib) && !is_little(gib / 3, 5 * gib));
+        assert!(is_little(8 << 20, 8 << 20), "a disk that cannot hold the write-ahead log");
+    }
 }

@@ -53,7 +53,7 @@ CREATE TABLE owners (
 ) WITHOUT ROWID;
 ";
 
-/// Writes the layout and marks the file as ours, all in one transaction: a crash leaves an empty file or a whole one.
+/// Writes the layout and marks the file as ours.
 pub(super) fn create_layout(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(LAYOUT)?;

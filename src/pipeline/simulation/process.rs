@@ -10,7 +10,7 @@ use std::{
 
 use fastrand::Rng;
 use headwater_connector::{Error, Kind};
-use tokio::time::Sleep;
+use tokio::{task::JoinHandle, time::Sleep};
 
 use super::{Lie, Variant, World, broker::Broker, log::ModelLog, server::ModelServer, source};
 use crate::{
@@ -119,12 +119,12 @@ impl Run {
     /// Crashes and restarts, then a last process that runs to rest.
     pub async fn play(&mut self) -> Result<End, String> {
         let accidents = tokio::spawn(accidents(Arc::clone(&self.world), Arc::clone(&self.server)));
-        let end = self.lives().await;
+        let end = self.lives(&accidents).await;
         accidents.abort();
         end
     }
 
-    async fn lives(&self) -> Result<End, String> {
+    async fn lives(&self, accidents: &JoinHandle<()>) -> Result<End, String> {
         let crashes = self.world.rng().u32(0..8);
         for _ in 0..crashes {
             let rivals = [0, 0, 0, 1, 1, 2][self.world.rng().usize(0..6)];
@@ -145,7 +145,7 @@ impl Run {
                 }
             }
         }
-        self.finish().await
+        self.finish(accidents).await
     }
 
     /// A process until its end, which is sooner or later a crash. A rival comes later.
@@ -178,11 +178,13 @@ impl Run {
         }
     }
 
-    async fn finish(&self) -> Result<End, String> {
+    async fn finish(&self, accidents: &JoinHandle<()>) -> Result<End, String> {
         let (trigger, shutdown) = shutdown::channel();
         let process = self.process();
         let watch = async {
             let rested = tokio::time::timeout(REST, self.until_caught_up()).await;
+            // Everything is published: what happens to the server from now on is not this run's any more.
+            accidents.abort();
             trigger.stop();
             rested
         };

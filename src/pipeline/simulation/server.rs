@@ -1,6 +1,4 @@
 //! A model of the PostgreSQL server: one log in commit order, one slot, and what operators and crashes do to both.
-//!
-//! What it claims about real servers is compared with them in `tests/embedded/traces.rs`.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},

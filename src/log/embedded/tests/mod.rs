@@ -1,7 +1,9 @@
 //! What the embedded log promises, one file per part.
 
 mod compaction;
+mod damage;
 mod opening;
+mod power;
 mod reading;
 mod writing;
 
