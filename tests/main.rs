@@ -9,6 +9,7 @@ mod http;
 mod ingest;
 mod kafka;
 mod kill;
+mod reset;
 mod shutdown;
 mod support;
 mod tidy;

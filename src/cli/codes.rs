@@ -9,4 +9,6 @@ headwater_connector::codes! { "src/cli/codes";
     OUTPUT = "HW1105", Environment, "output cannot be written";
     START = "HW1106", Environment, "the process cannot be started";
     DEMO = "HW1107", Environment, "the demo cannot go on";
+    UNCONFIRMED = "HW1108", Config, "a reset is not confirmed";
+    RUNNING = "HW1109", Environment, "the connector runs";
 }

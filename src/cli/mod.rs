@@ -10,6 +10,7 @@ pub mod exit;
 pub mod explain;
 pub mod output;
 pub mod plan;
+pub mod reset;
 pub mod run;
 pub mod status;
 pub mod tail;
@@ -69,6 +70,8 @@ pub enum Command {
     Resume(control::Args),
     /// Start a connector anew from its checkpoint, whatever its state.
     Restart(control::Args),
+    /// Give up a connector's position, or move it to another server, after showing what that means.
+    Reset(reset::Args),
     /// Print the committed events of a topic.
     Tail(tail::Args),
     /// A small shop on a real PostgreSQL becomes topics, while the daemon is killed again and again.
@@ -147,6 +150,7 @@ fn execute(cli: &Cli, output: &mut Output) -> Outcome {
         Command::Pause(args) => control::run(&cli.config, "pause", args, output),
         Command::Resume(args) => control::run(&cli.config, "resume", args, output),
         Command::Restart(args) => control::run(&cli.config, "restart", args, output),
+        Command::Reset(args) => reset::run(&cli.config, args, output),
         Command::Tail(args) => tail::run(&cli.config, args, output),
         Command::Demo(args) => demo::run(args),
         Command::Connectors(args) => connectors::run(args, output),

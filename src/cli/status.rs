@@ -72,6 +72,13 @@ pub(super) fn address(config: &Path) -> Result<SocketAddr, Failure> {
     })
 }
 
+/// The state of a connector in the running daemon; none without a daemon, or if it does not have the connector.
+pub(super) fn state_of(config: &Path, connector: &str) -> Option<String> {
+    let body = ask(address(config).ok()?).ok()?;
+    let status: Status = serde_json::from_str(&body).ok()?;
+    status.connectors.into_iter().find(|found| found.name == connector).map(|found| found.state)
+}
+
 /// A client that waits this long, and through no proxy: the daemon is on this machine.
 pub(super) fn agent(timeout: Duration) -> ureq::Agent {
     ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).proxy(None).build().into()

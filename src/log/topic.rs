@@ -55,6 +55,8 @@ pub struct InternalTopics {
     pub schema: String,
     /// Rows that could not be keyed or represented.
     pub dead: String,
+    /// What was done to the connector's checkpoint by hand; created by the first reset.
+    pub audit: String,
 }
 
 impl InternalTopics {
@@ -64,6 +66,7 @@ impl InternalTopics {
             checkpoint: format!("{prefix}.{connector}.checkpoint"),
             schema: format!("{prefix}.{connector}.schema"),
             dead: format!("{prefix}.{connector}.dead"),
+            audit: format!("{prefix}.{connector}.audit"),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The pipelines of a daemon: one task per connector, nothing shared but the log.
 //!
 //! [`start`] takes a source's writer place and finds where it stood, [`ingest`] moves batches from there, [`supervisor`] decides
-//! what an error means, [`daemon`] owns the connectors and obeys commands, [`reload`] compares new files with what runs, [`handle`]
-//! tells how it goes, [`preflight`] looks without touching.
+//! what an error means, [`daemon`] owns the connectors and obeys commands, [`reload`] compares new files with what runs, [`reset`]
+//! begins anew, [`handle`] tells how it goes, [`preflight`] looks without touching.
 
 pub mod codes;
 pub mod daemon;
@@ -10,6 +10,7 @@ pub mod handle;
 pub mod ingest;
 pub mod preflight;
 pub mod reload;
+pub mod reset;
 pub mod start;
 pub mod supervisor;
 

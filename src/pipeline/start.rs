@@ -24,6 +24,14 @@ pub struct Started {
     pub progress: Progress,
 }
 
+/// What a reset makes of a checkpoint.
+pub(super) enum Rebirth {
+    /// The position is given up; an intent may stand for what has to be replaced at the source.
+    Anew(Option<Intent>),
+    /// The position is kept, on a server with this identity.
+    Elsewhere(Identity),
+}
+
 /// The checkpoint as it will be written next.
 pub struct Progress {
     incarnation: Uuid,
@@ -62,6 +70,28 @@ impl Progress {
             paused: None,
             internal,
         }
+    }
+
+    /// A new life in a new era: the position is given up, or kept under another identity. Pinned counts stay, for the topics do.
+    pub(super) fn reborn(old: Option<&Checkpoint>, era: u32, writer: Uuid, internal: InternalTopics, rebirth: Rebirth) -> Self {
+        let mut progress = match old {
+            Some(old) => Self::resume(old, writer, internal),
+            None => Self::fresh(writer, internal),
+        };
+        (progress.era, progress.seq) = (era, 0);
+        match rebirth {
+            Rebirth::Anew(intent) => {
+                progress.incarnation = Uuid::new_v4();
+                (progress.identity, progress.position, progress.intent) = (None, None, intent);
+            }
+            Rebirth::Elsewhere(identity) => progress.identity = Some(identity),
+        }
+        progress
+    }
+
+    /// Which life this is.
+    pub(super) fn incarnation(&self) -> Uuid {
+        self.incarnation
     }
 
     /// Where the next log transaction will stand.
@@ -153,7 +183,10 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let checkpoint = Checkpoint::decode(&internal.checkpoint, &records)?;
     let mut progress = match &checkpoint {
         Some(checkpoint) => Progress::resume(checkpoint, ingest.writer, internal.clone()),
-        None => Progress::fresh(ingest.writer, internal.clone()),
+        None => {
+            refuse_lost(ingest, &internal).await?;
+            Progress::fresh(ingest.writer, internal.clone())
+        }
     };
     let tables = checkpoint.map(|checkpoint| checkpoint.state.tables).unwrap_or_default();
     pin(ingest, &mut progress, &counts)?;
@@ -178,6 +211,17 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
     let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, dead_letters);
     Ok(Started { writer, source, encoder, progress })
+}
+
+/// Without a checkpoint this should be a first start. Schemas that were published say that it is not: a new beginning would leave a
+/// gap, or repeat what is there, and nobody would know (C22).
+async fn refuse_lost(ingest: &Ingest, internal: &InternalTopics) -> Result<()> {
+    if ingest.log.peek_records(&internal.schema).await?.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(&codes::CHECKPOINT_LOST, "the connector has published events, but its checkpoint is gone")
+        .at("topic", &internal.checkpoint)
+        .hint(format!("Restore the topic, or run `headwater reset {}` to see what beginning anew would lose.", ingest.name)))
 }
 
 /// A pause outlives the daemon: nobody is fenced and the source is not asked until somebody resumes the connector.
@@ -250,7 +294,17 @@ async fn commit_checkpoint(
     position: Option<&Position>,
     tables: Option<&BTreeMap<String, TableState>>,
 ) -> Result<()> {
-    let mut out = Transaction::default();
+    commit_checkpoint_in(writer, progress, position, tables, Transaction::default()).await
+}
+
+/// A checkpoint behind records that go into the same transaction.
+pub(super) async fn commit_checkpoint_in(
+    writer: &mut dyn LogWriter,
+    progress: &mut Progress,
+    position: Option<&Position>,
+    tables: Option<&BTreeMap<String, TableState>>,
+    mut out: Transaction,
+) -> Result<()> {
     progress.finish(position, tables, &mut out);
     writer.commit(out).await.map(drop).map_err(in_doubt)
 }

@@ -103,6 +103,18 @@ pub struct Start {
     pub position: Position,
 }
 
+/// What the server shows about a checkpoint that is to be given up or moved to another server.
+#[derive(Debug)]
+pub struct Survey {
+    /// What somebody needs to see before they decide: names and values, for example which server this is and where the slot stands.
+    pub facts: Vec<(&'static str, String)>,
+    /// What starting anew means: a sentence that says what is lost, and the intent to begin with, where
+    /// [`prepare`](SourceConnector::prepare) alone would refuse (an object of ours that cannot be used any more is replaced).
+    pub anew: Result<(String, Option<Intent>)>,
+    /// The identity under which the position is good on this server, if it is: the log reaches back to it and not less far.
+    pub rebind: Result<Identity>,
+}
+
 /// A configured source: knows how to look at its server, prepare it, and open it at a position.
 ///
 /// Order of calls at a start: [`verify`](Self::verify) if there is a checkpoint (before anybody is fenced); then, with the
@@ -136,6 +148,9 @@ pub trait SourceConnector: Send + Sync {
     /// Does what the intent says. `again` is true if the same intent was committed by an earlier start that did not get to its
     /// first position: with mode `create` an orphan may then be dropped first.
     async fn create(&self, intent: &Intent, again: bool) -> Result<Start>;
+
+    /// Compares a checkpoint with the server for `reset`. Changes nothing. Both parts are none where no checkpoint can be read.
+    async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey>;
 
     /// Opens the source behind `position`. Everything that makes resuming there wrong is an error of its own:
     /// an object missing, ahead of the position, of another server or history (invariant 3).

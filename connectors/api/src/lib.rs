@@ -41,7 +41,9 @@ pub mod source;
 pub mod testkit;
 
 pub use batch::{Batch, Before, Change, Mark, Op, Row, TransactionInfo, Value};
-pub use connector::{Action, ConnectorKind, Intent, IntentMode, OptionFault, SourceConnector, SourceContext, Start, Table};
+pub use connector::{
+    Action, ConnectorKind, Intent, IntentMode, OptionFault, SourceConnector, SourceContext, Start, Survey, Table,
+};
 pub use error::{Code, Error, Finding, Kind, Level, Result};
 pub use position::{Identity, Position};
 pub use schema::{Column, Fingerprint, Schema, Type};

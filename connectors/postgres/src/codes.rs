@@ -53,4 +53,5 @@ headwater_connector::codes! { "codes";
     CLIENT_CERTIFICATE = "HW2049", Environment, "the client's certificate cannot be used";
     UNPROVEN = "HW2050", Environment, "the server did not prove that it knows the password";
     NOT_POSTGRES = "HW2051", Environment, "what answers is not PostgreSQL";
+    NOTHING_TO_REBIND = "HW2060", Config, "there is no position to keep";
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, Error, Finding, Identity, Intent, IntentMode, Position, Result, Source, SourceConnector, Start, Table,
+    Action, Error, Finding, Identity, Intent, IntentMode, Position, Result, Source, SourceConnector, Start, Survey, Table,
 };
 use tokio::time::{Instant, sleep};
 
@@ -16,7 +16,7 @@ use crate::{
     creation::{self, Tries},
     error::protocol,
     position::{Lsn, Place},
-    publication, relation, slot,
+    publication, rebind, relation, slot,
     source::PostgresSource,
     standby::{self, Role},
     stream::{PACE, Stream},
@@ -239,6 +239,15 @@ impl SourceConnector for PostgresConnector {
         session.close().await;
         let position = Place::at(first).to_position();
         Ok(Start { identity, position })
+    }
+
+    async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {
+        let (session, found) = self.session().await?;
+        let mut catalog = Catalog::new(session.pin(&self.settings.server));
+        let survey = rebind::survey(&mut catalog, &self.settings, found, identity, position).await;
+        catalog.rest().await;
+        session.close().await;
+        survey
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {

@@ -372,7 +372,7 @@ fn mismatch(partial: Partial, found: &str) -> Error {
         &codes::PARTIAL_MISMATCH,
         format!("the server sends {found} instead of the rest of transaction {xid}@{commit} behind message {done}"),
     )
-    .hint("Begin anew under another connector name: the server's history is not the one that was published.")
+    .hint("Begin anew with `headwater reset`: the server's history is not the one that was published.")
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ mod monitor;
 mod pgoutput;
 mod position;
 mod publication;
+mod rebind;
 mod relation;
 mod server;
 mod session;

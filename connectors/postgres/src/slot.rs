@@ -278,7 +278,7 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
                 &codes::OTHER_SOURCE,
                 format!("the checkpoint was written for {part} {stored}, this is {found}"),
             )
-            .hint("Set `url`, `slot` and `publication` back to what they were, name the connector anew, or reset it."));
+            .hint("Set `url`, `slot` and `publication` back to what they were, or accept this one with `headwater reset CONNECTOR --rebind`."));
         }
     }
     Ok(())

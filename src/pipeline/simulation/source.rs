@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use headwater_connector::{
     Action, Batch, Before, Error, Finding, Identity, Intent, IntentMode, Limits, Monitor, Op, Position, Result, Schema, Source,
-    SourceConnector, Start, Table, Value, codes as contract,
+    SourceConnector, Start, Survey, Table, Value, codes as contract,
 };
 use tokio::time::Instant;
 
@@ -122,6 +122,11 @@ impl SourceConnector for ModelConnector {
         // A crash or an error here leaves the slot behind without a checkpoint (C4).
         self.world.network("create").await?;
         Ok(Start { identity, position: Place { base: first, partial: None }.to_position() })
+    }
+
+    async fn survey(&self, _: Option<&Identity>, _: Option<&Position>) -> Result<Survey> {
+        self.ask("survey").await?;
+        Ok(Survey { facts: Vec::new(), anew: Ok(("as a first start".into(), None)), rebind: Ok(self.identity()) })
     }
 
     async fn open(&self, identity: &Identity, at: &Position) -> Result<Box<dyn Source>> {
