@@ -222,7 +222,7 @@ impl SourceConnector for PostgresConnector {
     }
 
     async fn create(&self, intent: &Intent, again: bool) -> Result<Start> {
-        let (mut session, identity) = self.session().await?;
+        let (mut session, _) = self.session().await?;
         let mut catalog = Catalog::new(session.pin(&self.settings.server));
         let tables = self.selected(&mut catalog).await?;
         if intent.mode == IntentMode::Adopt && publication::find(&mut catalog, &self.settings).await?.is_none() {
@@ -231,6 +231,8 @@ impl SourceConnector for PostgresConnector {
                 .hint(format!("Run {drop}; and start again: headwater makes the publication first.")));
         }
         publication::create(&mut catalog, &self.settings, &tables).await?;
+        // Only now, because the publication is a part of it.
+        let identity = slot::identify(&mut session, &self.settings).await?;
         let first = match intent.mode {
             IntentMode::Create => self.create_slot(&mut catalog, &mut session, again).await?,
             IntentMode::Adopt => self.adopt_slot(&mut catalog, intent).await?,
