@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headwater_connector::{Error, Identity, Result};
+use headwater_connector::{Error, Identity, Result, fault};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -122,13 +122,17 @@ pub async fn end_predecessor(catalog: &mut Catalog, settings: &Settings) -> Resu
 /// The slot must exist and must not be ahead of what is published (rule 1.5(5)). It is never created again here: that would
 /// hide the gap.
 pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: Place) -> Result<()> {
+    if fault::variant("recreate-a-missing-slot") && find(catalog, settings).await?.is_none() {
+        create(&mut replication_session(settings).await?, settings).await?;
+        return Ok(());
+    }
     let Some(slot) = find(catalog, settings).await? else {
         return Err(Error::new(&codes::SLOT_MISSING, "the replication slot does not exist")
             .at("slot", &settings.slot)
             .hint("Bring back the server that has the slot, or begin anew under another connector name."));
     };
     let confirmed = slot.usable(settings)?;
-    if confirmed > place.base {
+    if confirmed > place.base && !fault::variant("furthest-of-two-positions") {
         return Err(ahead(settings, confirmed, place.base));
     }
     Ok(())
@@ -246,6 +250,11 @@ fn switch_point(history: &str, timeline: u32) -> Option<Lsn> {
 pub fn start_command(settings: &Settings, base: Lsn) -> String {
     // The option's value is a list of identifiers inside a literal.
     let publications = literal(&ident(&settings.publication));
+    let base = match base {
+        Lsn(base) if fault::variant("resume-past-the-end") => Lsn(base + 1),
+        _ if fault::variant("resume-where-the-slot-stands") => Lsn(0),
+        base => base,
+    };
     format!(
         "START_REPLICATION SLOT {} LOGICAL {base} (proto_version '1', publication_names {publications})",
         ident(&settings.slot)
