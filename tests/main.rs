@@ -3,6 +3,7 @@
 mod bad_input;
 mod checker;
 mod cli;
+mod crash;
 mod http;
 mod ingest;
 mod kafka;

@@ -239,7 +239,9 @@ fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow
             sent => sent?,
         }
         if number == transaction.records().len() / 2 {
-            fault::point_with("C6", || drop(ffi::flush(client.client(), deadline.saturating_duration_since(Instant::now()))));
+            fault::point_with("C6", || {
+                let _ = ffi::flush(client.client(), deadline.saturating_duration_since(Instant::now()));
+            });
         }
     }
     while !ffi::flush(client.client(), FLUSH) {
