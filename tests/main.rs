@@ -11,3 +11,4 @@ mod kill;
 mod shutdown;
 mod support;
 mod tidy;
+mod variants;
