@@ -1,7 +1,8 @@
-.PHONY: demo test lint bench kill
+.PHONY: demo test lint bench kill soak
 
 demo: ; @scripts/demo.sh   # a shop on a real PostgreSQL, and a daemon that gets killed
 test: ; @scripts/test.sh   # every check and test, on real servers
 lint: ; @scripts/lint.sh   # format and clippy; dependencies too where cargo-deny is installed
 bench: ; @scripts/bench.sh # beside pg_recvlogical, on the same backlog
 kill: ; @HEADWATER_KILLS=$${HEADWATER_KILLS:-30} cargo test --test blackbox -- --nocapture kills_lose # more kills, both logs
+soak: ; @scripts/soak.sh   # at least a thousand kills on both logs, as a table

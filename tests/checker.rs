@@ -45,6 +45,8 @@ pub struct Rules {
     pub partitions: u32,
     /// Whether the log keeps every checkpoint for as long as the test runs; else compaction may remove older ones.
     pub keeps_checkpoints: bool,
+    /// A source transaction with more events may be spread over consecutive log transactions.
+    pub cut_above: usize,
     /// The topic whose rows conserve the sum of column `balance` at every transaction boundary.
     pub bank: String,
     /// Rows per topic and key as the tables hold them now.
@@ -98,7 +100,7 @@ pub fn check(expected: &[Expected], records: &[Record], checkpoints: &[Record], 
     let mut findings = Findings::default();
     order::positions(records, &mut findings);
     order::partitions(records, rules, &mut findings);
-    order::transactions(expected, records, &mut findings);
+    order::transactions(expected, records, rules, &mut findings);
     order::total(expected, records, &mut findings);
     rows::keys(expected, records, &mut findings);
     rows::versions(records, &mut findings);

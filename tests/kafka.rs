@@ -18,7 +18,7 @@ const TOPIC_COMMAND: &str = "org.apache.kafka.tools.TopicCommand";
 const CONFIG_COMMAND: &str = "kafka.admin.ConfigCommand";
 
 /// A config directory over this broker. `prefix` begins the internal topics and ids, and the topics of [`shop`].
-fn home(kafka: &Kafka, prefix: &str) -> Home {
+pub fn home(kafka: &Kafka, prefix: &str) -> Home {
     let home = Home::new();
     home.write(
         "headwater.yaml",
@@ -49,7 +49,7 @@ fn record(topic: &str, consumed: Consumed) -> Record {
     }
 }
 
-fn consume(kafka: &Kafka, topic: &str) -> Vec<Record> {
+pub fn consume(kafka: &Kafka, topic: &str) -> Vec<Record> {
     kafka.console_consume(topic).into_iter().map(|consumed| record(topic, consumed)).collect()
 }
 
@@ -152,6 +152,10 @@ fn kills_lose_and_repeat_nothing_on_kafka() {
         home: &home,
         database: &database,
         final_reader: Some(&|topic| consume(&kafka, topic)),
+        break_log: Some(&|| {
+            kafka.kill();
+            kafka.run();
+        }),
     });
 }
 

@@ -13,7 +13,7 @@ use fastrand::Rng;
 use crate::{
     checker::{Rules, check},
     support::{
-        daemon::Home,
+        daemon::{Daemon, Home},
         oracle::Oracle,
         postgres::{Database, Postgres},
         record::Record,
@@ -26,9 +26,11 @@ use crate::{
 pub const PARTITIONS: u32 = 3;
 const TOPICS: [&str; 5] = ["shop.bank", "shop.account", "shop.order", "shop.document", "shop.journal"];
 const WRITERS: u64 = 3;
+/// Events of a log transaction at most: what is larger is published in slices.
+pub const CUT: usize = 300;
 
 /// Reads a whole topic.
-type Reader<'a> = &'a dyn Fn(&str) -> Vec<Record>;
+pub type Reader<'a> = &'a dyn Fn(&str) -> Vec<Record>;
 
 /// What one run is made of.
 pub struct Run<'a> {
@@ -42,6 +44,8 @@ pub struct Run<'a> {
     pub database: &'a Database<'a>,
     /// A reader that is not the daemon's own, for the last look; none takes what `tail` has shown.
     pub final_reader: Option<Reader<'a>>,
+    /// Ends the log's server without warning and starts it again; none where the log is a file.
+    pub break_log: Option<&'a dyn Fn()>,
 }
 
 /// The seed of this run: given, or made from the clock and printed.
@@ -97,8 +101,19 @@ impl History {
 }
 
 /// How the kills went.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Kills {
+    /// Log transactions that were complete at the log and not committed when the daemon died.
+    aborted: u32,
+    /// Commits that happened, and whose answer nobody heard.
+    answers_lost: u32,
+    /// Deaths inside a source transaction of which slices were published.
+    partial: u32,
+    databases_crashed: u32,
+    walsenders_ended: u32,
+    rivals_started: u32,
+    frozen: u32,
+    logs_broken: u32,
     /// The source had committed transactions that the log did not hold.
     counted: u32,
     /// Of those, kills of a daemon that had published something in its life.
@@ -119,6 +134,7 @@ pub fn run(run: &Run) {
     first.wait_for("shop", "the first events", |_| run.home.run(&["tail", "shop.bank", "--until-end"]).code == Some(0));
     first.kill9();
     let kills = kill_repeatedly(run, &workload, &mut history);
+    kills.require(run);
     let progress = workload.stop();
     println!(
         "kill: seed {}: {} kills counted of {} ({} in mid-work); source: {:?} commits, {:?} rollbacks, {:?} deadlocks, {:?} events",
@@ -135,32 +151,117 @@ pub fn run(run: &Run) {
     judge(run, &oracle, &history);
 }
 
+impl Kills {
+    /// A full run in which something never happened has shown nothing about it.
+    fn require(&self, run: &Run) {
+        println!("kill: seed {}: {self:?}", run.seed);
+        if run.kills < FULL {
+            return;
+        }
+        for (what, count) in [
+            ("transaction was aborted", self.aborted),
+            ("answer was lost", self.answers_lost),
+            ("partial transaction was resumed", self.partial),
+            ("database crashed", self.databases_crashed),
+            ("walsender was ended", self.walsenders_ended),
+            ("rival was started", self.rivals_started),
+            ("daemon was frozen", self.frozen),
+        ] {
+            assert!(count > 0, "seed {}: no {what} in {} kills", run.seed, self.tried);
+        }
+        assert!(run.break_log.is_none() || self.logs_broken > 0, "seed {}: the log's server was never broken", run.seed);
+    }
+}
+
+/// From so many kills on a run must have seen every kind of trouble.
+const FULL: u32 = 30;
+
 fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kills {
     let mut rng = Rng::with_seed(run.seed);
     let mut kills = Kills::default();
     while kills.counted < run.kills || kills.in_mid_work * 2 < run.kills {
         assert!(kills.tried < run.kills * 6 + 20, "{} kills, and only {} hit uncommitted work", kills.tried, kills.counted);
         let known = history.len();
-        let mut daemon = run.home.start();
+        // Half of the deaths come at a place that is known to be bad, the others anywhere.
+        let (point, hit) = (["C7", "C8", "C14"].get(rng.usize(0..6)).copied(), rng.u32(2..12));
+        let fault = point.map(|point| format!("{point}:{}:stall", if point == "C14" { 1 } else { hit }));
+        let planned = fault.as_deref().map(|fault| ("HEADWATER_FAULT", fault));
+        let faults_before = reached(run.home);
+        let mut daemon = run.home.start_with(planned.as_slice());
         // Half of the deaths come while the daemon still starts or catches up, half when it streams.
-        if rng.bool() {
+        if point.is_none() && rng.bool() {
             daemon.wait_state("shop", "streaming");
+            trouble(run, &mut rng, &mut kills, &mut daemon);
         }
-        let moment = Instant::now() + Duration::from_millis(rng.u64(20..1_200));
-        while Instant::now() < moment {
+        let moment = Instant::now() + Duration::from_millis(if point.is_some() { 4_000 } else { rng.u64(20..1_200) });
+        while Instant::now() < moment && (point.is_none() || reached(run.home) == faults_before) {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Counted before the kill: a commit that returned by now and is not in the log was in flight when the daemon died.
         let committed = workload.committed_events();
-        daemon.kill9();
+        let at_point = reached(run.home) > faults_before;
+        if daemon.is_running() {
+            daemon.kill9();
+        }
         history.read_on(run.home);
         kills.tried += 1;
+        kills.aborted += u32::from(at_point && point == Some("C7"));
+        kills.answers_lost += u32::from(at_point && point == Some("C8"));
+        kills.partial += u32::from(is_partial(run.home));
         if (history.len() as u64) < committed {
             kills.counted += 1;
             kills.in_mid_work += u32::from(history.len() > known);
         }
+        if let Some(break_log) = run.break_log.filter(|_| run.kills >= FULL && kills.tried % 12 == 6) {
+            break_log();
+            kills.logs_broken += 1;
+        }
     }
     kills
+}
+
+/// Points that a daemon of this home has reached so far.
+fn reached(home: &Home) -> usize {
+    let said = std::fs::read_to_string(home.path("stderr")).unwrap_or_default();
+    said.lines().filter(|line| line.starts_with("fault C")).count()
+}
+
+/// Whether the newest checkpoint stands inside a source transaction.
+fn is_partial(home: &Home) -> bool {
+    let checkpoints = home.tail("headwater.shop.checkpoint");
+    let newest = checkpoints.iter().rev().find(|record| record.key.contains("position"));
+    newest.and_then(|record| record.column("position")).and_then(serde_json::Value::as_str).is_some_and(|text| text.contains('@'))
+}
+
+/// What happens to a daemon besides its death.
+fn trouble(run: &Run, rng: &mut Rng, kills: &mut Kills, daemon: &mut Daemon) {
+    match rng.u32(0..10) {
+        0 => {
+            run.database.server.crash_and_restart();
+            kills.databases_crashed += 1;
+        }
+        1 | 2 => {
+            run.database.sql(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+                 WHERE active AND database = current_database() AND slot_name LIKE 'headwater%'",
+            );
+            kills.walsenders_ended += 1;
+        }
+        3 => {
+            daemon.signal("STOP");
+            std::thread::sleep(Duration::from_millis(rng.u64(200..1_500)));
+            daemon.signal("CONT");
+            kills.frozen += 1;
+        }
+        4 | 5 => {
+            // Two of one name: on the embedded log the file's lock keeps the second out, on Kafka they fence each other.
+            let rival = run.home.start();
+            std::thread::sleep(Duration::from_millis(rng.u64(50..800)));
+            drop(rival);
+            kills.rivals_started += 1;
+        }
+        _ => {}
+    }
 }
 
 fn come_to_rest(run: &Run, history: &mut History) {
@@ -175,6 +276,20 @@ fn come_to_rest(run: &Run, history: &mut History) {
     assert_eq!(again.terminate(), Some(0), "an orderly stop");
     history.read_on(run.home);
     assert_eq!(history.len(), before, "a restart published events although the source did nothing");
+}
+
+/// Brings the connector to rest and holds everything in its topics against the oracle.
+pub fn rest_and_judge(run: &Run, oracle: &Oracle) {
+    let mut history = History::default();
+    come_to_rest(run, &mut history);
+    judge(run, oracle, &history);
+}
+
+/// Holds everything in the topics against the oracle, whoever wrote it.
+pub fn audit(run: &Run, oracle: &Oracle) {
+    let mut history = History::default();
+    history.read_on(run.home);
+    judge(run, oracle, &history);
 }
 
 fn judge(run: &Run, oracle: &Oracle, history: &History) {
@@ -195,6 +310,7 @@ fn judge(run: &Run, oracle: &Oracle, history: &History) {
         connector: "shop".to_owned(),
         partitions: PARTITIONS,
         keeps_checkpoints: run.final_reader.is_some(),
+        cut_above: CUT,
         bank: "shop.bank".to_owned(),
         tables: oracle.tables("shop"),
     };
@@ -206,7 +322,9 @@ fn judge(run: &Run, oracle: &Oracle, history: &History) {
 
 /// The connector of these runs.
 pub fn configure(home: &Home, database: &Database) {
-    home.shop(&database.url(), "\"shop.*\"", &format!("    events:\n      partitions: {PARTITIONS}\n"));
+    // Large transactions are published in slices of this size, so that deaths come inside of them too.
+    let more = format!("    events:\n      partitions: {PARTITIONS}\n    commit: {{ max_events: {CUT} }}\n");
+    home.shop(&database.url(), "\"shop.*\"", &more);
 }
 
 #[test]
@@ -216,7 +334,7 @@ fn kills_lose_and_repeat_nothing_on_the_embedded_log() {
     workload::prepare(&database);
     let home = Home::new();
     configure(&home, &database);
-    run(&Run { seed: seed(), kills: kills(), home: &home, database: &database, final_reader: None });
+    run(&Run { seed: seed(), kills: kills(), home: &home, database: &database, final_reader: None, break_log: None });
 }
 
 /// The oracle itself, without a daemon: what it expects is whole, and a copy of it as records satisfies the checker.

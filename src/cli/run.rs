@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use headwater_connector::Error;
+use headwater_connector::{Error, fault};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep,
@@ -21,6 +21,10 @@ const STOP: Duration = Duration::from_millis(4500);
 
 /// Everything static is checked before anything is touched; then the pipeline has the process.
 pub fn run(config: &Path, output: &mut Output) -> Outcome {
+    if let Err(unknown) = fault::load() {
+        // Only a test build reads these variables at all.
+        return Err(Failure::from(Error::new(&headwater_connector::codes::INVARIANT, unknown)));
+    }
     let plan = crate::config::load(config, environment())?;
     if plan.sources.is_empty() {
         // With nothing to run the warning is the error: a daemon that ends at once with 0 would look like success.

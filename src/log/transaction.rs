@@ -124,6 +124,11 @@ impl Transaction {
         &self.records
     }
 
+    /// Whether a schema is among the records.
+    pub fn changes_a_schema(&self) -> bool {
+        self.records.iter().any(|record| self.topics[record.topic as usize].ends_with(".schema"))
+    }
+
     /// The headers of a record.
     pub fn headers(&self, record: &Record) -> &[Header] {
         &self.headers[record.headers.start as usize..record.headers.end as usize]

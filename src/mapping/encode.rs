@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write, sync::Arc};
 
-use headwater_connector::{Batch, Before, Change, Error, Kind, Op, Result, Row, Schema, codes as contract, json};
+use headwater_connector::{Batch, Before, Change, Error, Kind, Op, Result, Row, Schema, codes as contract, fault, json};
 
 use super::{
     Routes,
@@ -298,6 +298,7 @@ impl Compiled {
         let absent = self.payload.write(out.arena(), batch, &self.source, after)?;
         let value = Some(out.span_from(mark));
         let absent = absent.then(|| out.write(|bytes| self.payload.write_absent(bytes, batch, &self.source, after)));
+        let old_key = old_key.filter(|_| !fault::variant("move-without-a-tombstone"));
         Ok(Pieces { op, old_key, key, value, absent })
     }
 

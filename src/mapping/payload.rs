@@ -1,6 +1,6 @@
 //! Values: the published columns of a row as one flat object.
 
-use headwater_connector::{Batch, Error, Result, Row, Schema, Value, json};
+use headwater_connector::{Batch, Error, Result, Row, Schema, Value, fault, json};
 
 use super::{codes, route::ColumnChoice};
 use crate::format::json::{Member, Pushed};
@@ -32,7 +32,8 @@ impl PayloadWriter {
             if before != empty {
                 out.push(b',');
             }
-            match member.push(out, value) {
+            let null = value == Value::Unchanged && fault::variant("absent-as-null");
+            match member.push(out, if null { Value::Null } else { value }) {
                 Pushed::Written => {}
                 Pushed::Absent => {
                     out.truncate(before);

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use headwater_connector::{Batch, Error, Limits, Position, Result, Source, SourceConnector};
+use headwater_connector::{Batch, Error, Limits, Position, Result, Source, SourceConnector, fault};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -129,12 +129,19 @@ impl Ingest {
                     // Both are borrowed for this round only; the first error ends the attempt and drops the other half.
                     let (done, next) = tokio::try_join!(self.commit(&mut *writer, current), read)?;
                     spare.push(done.out);
+                    fault::point("C12");
                     source.ack(&done.position).await?;
+                    fault::point("C13");
                     next
                 }
             };
             match next {
-                Next::Ready(next) => ready = Some(next),
+                Next::Ready(next) => {
+                    if fault::variant("confirm-before-commit") {
+                        source.ack(&next.position).await?;
+                    }
+                    ready = Some(next);
+                }
                 Next::Nothing(out) => spare.push(out),
                 Next::Stop => break,
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use headwater_connector::{Error, Identity, Intent, Position, Result, Source};
+use headwater_connector::{Error, Identity, Intent, Position, Result, Source, fault};
 use uuid::Uuid;
 
 use super::{codes, ingest::Ingest, now_us};
@@ -101,7 +101,7 @@ impl Progress {
 
     /// Ends a log transaction with its checkpoint: the state if it changed, and the position, last.
     pub fn finish(&mut self, position: Option<&Position>, tables: Option<&BTreeMap<String, TableState>>, out: &mut Transaction) {
-        self.seq += 1;
+        self.seq += u64::from(!fault::variant("sequence-stands-still"));
         if let Some(position) = position {
             self.position = Some(position.clone());
         }
@@ -177,6 +177,7 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     ingest.claims.claim(&ingest.name, &routes)?;
     let counts = ensure_topics(ingest, &internal, &routes).await?;
 
+    fault::point("C1");
     let mut writer = ingest.log.open_writer(&ingest.name).await.map_err(in_doubt)?;
     // Only now is the checkpoint the truth: nobody else can write it any more.
     let records = ingest.log.last_records(&internal.checkpoint).await?;
@@ -282,7 +283,9 @@ async fn create(
     progress.intent = Some(intent.clone());
     // Also an intent that is known is committed again: it proves that nobody took our place before an orphan is dropped.
     commit_checkpoint(writer, progress, None, Some(tables)).await?;
+    fault::point("C3");
     let start = ingest.connector.create(&intent, again).await?;
+    fault::point("C4");
     progress.identity = Some(start.identity);
     progress.intent = None;
     commit_checkpoint(writer, progress, Some(&start.position), Some(tables)).await

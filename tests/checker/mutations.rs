@@ -106,6 +106,7 @@ fn correct_run(seed: u64) -> Run {
         connector: "shop".to_owned(),
         partitions: PARTITIONS,
         keeps_checkpoints: true,
+        cut_above: usize::MAX,
         bank: "shop.bank".to_owned(),
         tables: model.tables,
     };

@@ -48,7 +48,7 @@ pub fn partitions(records: &[Record], rules: &Rules, findings: &mut Findings) {
 }
 
 /// The events of one source transaction carry one `hw.tx`, lie side by side, and were committed together.
-pub fn transactions(expected: &[Expected], records: &[Record], findings: &mut Findings) {
+pub fn transactions(expected: &[Expected], records: &[Record], rules: &Rules, findings: &mut Findings) {
     let mut groups: Vec<Vec<&Record>> = Vec::new();
     let mut seen = BTreeSet::new();
     for record in published(records) {
@@ -80,7 +80,7 @@ pub fn transactions(expected: &[Expected], records: &[Record], findings: &mut Fi
             findings.add("transaction", format!("number {number} has {size} events, not {}: {}", group.len(), name(group[0])));
         }
         let seqs: BTreeSet<_> = group.iter().map(|record| record.pos().map(|(era, seq, _)| (era, seq))).collect();
-        if seqs.len() > 1 {
+        if seqs.len() > 1 && *size <= rules.cut_above {
             findings.add("transaction", format!("torn over log transactions {seqs:?}: {}", name(group[0])));
         }
     }

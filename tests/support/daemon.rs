@@ -115,8 +115,15 @@ impl Home {
 
     /// Starts the daemon.
     pub fn start(&self) -> Daemon<'_> {
+        self.start_with(&[])
+    }
+
+    /// Starts the daemon with variables for this life only.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
         let open = |name: &str| fs::File::options().create(true).append(true).open(self.path(name)).expect("an output file");
-        let child = self.command(&["run"]).stdout(open("stdout")).stderr(open("stderr")).spawn().expect("headwater starts");
+        let mut command = self.command(&["run"]);
+        command.envs(environment.iter().copied()).stdout(open("stdout")).stderr(open("stderr"));
+        let child = command.spawn().expect("headwater starts");
         Daemon { home: self, child: Some(child) }
     }
 
@@ -257,6 +264,16 @@ impl Daemon<'_> {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running daemon").id()
+    }
+
+    /// Waits until a fault that was planned has ended the process; fails if it ended otherwise.
+    pub fn wait_fault(mut self, fault: &str) {
+        let mut child = self.child.take().expect("a daemon is stopped once");
+        let status = wait_exit(&mut child, &format!("headwater with the fault {fault}"), PATIENCE);
+        let said = self.stderr();
+        assert_eq!(status.code(), None, "the daemon did not reach {fault}, it ended in order: {said}");
+        let point = format!("fault {fault} Abort");
+        assert!(said.lines().any(|line| line == point), "the daemon died elsewhere than at {fault}: {said}");
     }
 
     /// Whether it runs.

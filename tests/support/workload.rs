@@ -10,9 +10,9 @@ use std::{
 };
 
 use fastrand::Rng;
-use postgres::{Client, SimpleQueryMessage};
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use super::postgres::Database;
+use super::postgres::{Database, PASSWORD};
 
 /// Rows of the bank; the first transaction makes them.
 pub const BANK_ROWS: u64 = 20;
@@ -54,9 +54,13 @@ impl Workload {
         let start = |number: u64| {
             let mut writer = Writer { rng: Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number)), number };
             let (mut client, progress) = (database.client(), Arc::clone(&progress));
+            let mut server: Config = database.url().parse().expect("the URL of the database");
+            server.password(PASSWORD);
             std::thread::spawn(move || {
                 while !progress.stop.load(Ordering::SeqCst) {
-                    writer.one_transaction(&mut client, &progress);
+                    if !writer.one_transaction(&mut client, &progress) {
+                        client = reconnect(&server);
+                    }
                     // The pace keeps the source from outrunning a build without optimisation for ever.
                     std::thread::sleep(pause.mul_f64(writer.rng.f64() * 2.0));
                 }
@@ -96,7 +100,8 @@ struct Writer {
 }
 
 impl Writer {
-    fn one_transaction(&mut self, client: &mut Client, progress: &Progress) {
+    /// Whether the connection can be used on. After a crash nobody knows whether the transaction committed, so it is not counted.
+    fn one_transaction(&mut self, client: &mut Client, progress: &Progress) -> bool {
         let keep = self.rng.u32(0..100) < 88;
         let script = self.script();
         match commit(client, &script, keep) {
@@ -105,6 +110,7 @@ impl Writer {
                 progress.commits.fetch_add(1, Ordering::SeqCst);
             }
             Ok(_) => drop(progress.rollbacks.fetch_add(1, Ordering::SeqCst)),
+            Err(error) if is_crash(client, &error) => return false,
             Err(error) => {
                 let code = error.code().map_or_else(|| panic!("the workload failed: {error}"), postgres::error::SqlState::code);
                 assert_eq!(code, "40P01", "the workload failed: {error:?}");
@@ -112,10 +118,19 @@ impl Writer {
                 progress.deadlocks.fetch_add(1, Ordering::SeqCst);
             }
         }
+        true
     }
 
     /// 1 to 200 changes, mostly few, with savepoints that are released, rolled back and nested.
     fn script(&mut self) -> String {
+        if self.rng.u32(0..400) == 0 {
+            // Large enough to be published in slices.
+            let (base, rows) = (1_000_000 * (1 + self.number), self.rng.u32(700..2_500));
+            let number = self.rng.u32(0..1_000_000);
+            return format!(
+                "BEGIN; SELECT truth.put_account({base} + n, 'bulk {number}', true) FROM generate_series(1, {rows}) n;"
+            );
+        }
         let changes = match self.rng.u32(0..100) {
             0..3 => self.rng.u32(100..200),
             3..20 => self.rng.u32(10..50),
@@ -208,6 +223,17 @@ impl Writer {
         let text: String = (0..length).map(|_| LETTERS[self.rng.usize(0..LETTERS.len())]).collect();
         format!("'{text}'")
     }
+}
+
+/// Whether the server went away.
+fn is_crash(client: &Client, error: &postgres::Error) -> bool {
+    client.is_closed() || error.code().is_none_or(|code| code.code().starts_with("57P"))
+}
+
+fn reconnect(server: &Config) -> Client {
+    super::wait_until("the writer to reach the database again", super::PATIENCE, || {
+        server.connect(NoTls).map_err(|error| error.to_string())
+    })
 }
 
 /// Runs a transaction in one round trip and returns how many events it stands for; nothing of it happened after an error.

@@ -52,8 +52,8 @@ CREATE FUNCTION truth.put_account(k bigint, o text, a boolean) RETURNS void LANG
 DECLARE v bigint := truth.bump('account', k::text); op text := 'u';
 BEGIN
     UPDATE shop.account SET ver = v, owner = o, active = a WHERE id = k;
-    IF NOT FOUND THEN INSERT INTO shop.account VALUES (k, v, o, a); op := 'c'; END IF;
-    PERFORM truth.note('account', op, json_build_object('id', k), v, json_build_object('id', k, 'ver', v, 'owner', o, 'active', a));
+    IF NOT FOUND THEN INSERT INTO shop.account (id, ver, owner, active) VALUES (k, v, o, a); op := 'c'; END IF;
+    PERFORM truth.note('account', op, json_build_object('id', k), v, (SELECT row_to_json(t) FROM shop.account t WHERE id = k));
 END $$;
 CREATE FUNCTION truth.drop_account(k bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v bigint := truth.bump('account', k::text);
@@ -62,13 +62,13 @@ BEGIN
     IF FOUND THEN PERFORM truth.note('account', 'd', json_build_object('id', k), v); ELSE PERFORM truth.unbump('account', k::text); END IF;
 END $$;
 CREATE FUNCTION truth.move_account(k bigint, k2 bigint) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE v bigint := truth.bump('account', k::text); w bigint := truth.bump('account', k2::text); r shop.account;
+DECLARE v bigint := truth.bump('account', k::text); w bigint := truth.bump('account', k2::text);
 BEGIN
-    UPDATE shop.account SET id = k2, ver = w WHERE id = k AND NOT EXISTS (SELECT FROM shop.account WHERE id = k2) RETURNING * INTO r;
+    UPDATE shop.account SET id = k2, ver = w WHERE id = k AND NOT EXISTS (SELECT FROM shop.account WHERE id = k2);
     IF FOUND THEN
         PERFORM truth.note('account', 'm', json_build_object('id', k), v);
         PERFORM truth.note('account', 'c', json_build_object('id', k2), w,
-            json_build_object('id', k2, 'ver', w, 'owner', r.owner, 'active', r.active));
+            (SELECT row_to_json(t) FROM shop.account t WHERE id = k2));
     ELSE
         PERFORM truth.unbump('account', k::text), truth.unbump('account', k2::text);
     END IF;

@@ -31,6 +31,7 @@ pub mod batch;
 pub mod codes;
 pub mod connector;
 pub mod error;
+pub mod fault;
 pub mod json;
 pub mod position;
 pub mod schema;

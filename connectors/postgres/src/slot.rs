@@ -1,6 +1,6 @@
 //! The replication slot and the identity of the server it lives on.
 
-use headwater_connector::{Error, Identity, Result};
+use headwater_connector::{Error, Identity, Result, fault};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -188,9 +188,13 @@ pub async fn end_predecessor(catalog: &mut Catalog, settings: &Settings) -> Resu
 /// The slot must exist and must not be ahead of what is published (rule 1.5(5)), and the server must have that much log. The slot is
 /// never created again here: that would hide the gap.
 pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: Place, moved: bool) -> Result<Slot> {
+    if fault::variant("recreate-a-missing-slot") && find(catalog, settings).await?.is_none() {
+        let name = literal(&settings.slot);
+        catalog.query(&format!("SELECT pg_create_logical_replication_slot({name}, 'pgoutput')")).await?;
+    }
     let Some(slot) = find(catalog, settings).await? else { return Err(missing(settings, moved)) };
     let confirmed = slot.usable(settings)?;
-    if confirmed > place.base {
+    if confirmed > place.base && !fault::variant("furthest-of-two-positions") {
         return Err(ahead(settings, confirmed, place.base));
     }
     let rows = catalog.query(&format!("SELECT {END_OF_LOG}, pg_is_in_recovery()")).await?;
@@ -329,6 +333,11 @@ fn switch_point(history: &str, timeline: u32) -> Option<Lsn> {
 pub fn start_command(settings: &Settings, base: Lsn) -> String {
     // The option's value is a list of identifiers inside a literal.
     let publications = literal(&ident(&settings.publication));
+    let base = match base {
+        Lsn(base) if fault::variant("resume-past-the-end") => Lsn(base + 1),
+        _ if fault::variant("resume-where-the-slot-stands") => Lsn(0),
+        base => base,
+    };
     format!(
         "START_REPLICATION SLOT {} LOGICAL {base} (proto_version '1', publication_names {publications})",
         ident(&settings.slot)

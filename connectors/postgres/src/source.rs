@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use headwater_connector::{Batch, Error, Identity, Kind, Limits, Monitor, Position, Result, Source};
+use headwater_connector::{Batch, Error, Identity, Kind, Limits, Monitor, Position, Result, Source, fault};
 use tokio::{
     sync::watch,
     time::{Instant as Deadline, timeout_at},
@@ -168,7 +168,13 @@ impl PostgresSource {
         if batch.changes().is_empty() && !self.progress_is_due() {
             return;
         }
-        let place = self.decoder.place();
+        let mut place = self.decoder.place();
+        if fault::variant("forget-the-partial") {
+            place.partial = None;
+        }
+        if let Some(partial) = place.partial.filter(|_| fault::variant("per-row-position")) {
+            place = Place::at(Lsn(partial.commit.0 + 1));
+        }
         batch.set_position(place.to_position());
         self.given = place;
         self.given_at = Instant::now();
@@ -204,7 +210,11 @@ impl Source for PostgresSource {
 
     async fn ack(&mut self, position: &Position) -> Result<()> {
         // Invariant I1: inside a transaction only the end of the last complete one may be forgotten.
-        self.stream.shared.ack(Place::from_position(position)?.base);
+        let place = Place::from_position(position)?;
+        if place.partial.is_some() {
+            fault::point("C14");
+        }
+        self.stream.shared.ack(place.base);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use headwater_connector::{Error, Result};
+use headwater_connector::{Error, Result, fault};
 use rusqlite::{
     CachedStatement, Connection, ToSql, Transaction as SqlTransaction, TransactionBehavior, params,
     types::{ToSqlOutput, ValueRef},
@@ -84,12 +84,21 @@ impl WriteSide {
         let ends = self.with("cannot append to the log", |connection, topics| {
             let sql = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             verify_epoch(&sql, owner)?;
+            fault::point("C5");
             let mut appender = Appender { topics, transaction, headers: &mut buffer, slots: Vec::new() };
-            for record in transaction.records() {
+            for (number, record) in transaction.records().iter().enumerate() {
                 appender.append(&sql, record)?;
+                if number == transaction.records().len() / 2 {
+                    fault::point("C6");
+                }
             }
             let ends = appender.finish(&sql)?;
+            fault::point("C7");
+            if transaction.changes_a_schema() {
+                fault::point("C25");
+            }
             sql.commit().map_err(|error| in_doubt(&database, error))?;
+            fault::point("C8");
             Ok(ends)
         });
         self.headers = buffer;
@@ -149,6 +158,7 @@ fn take_over(connection: &mut Connection, connector: &str) -> Result<i64, Fault>
         [connector],
         |row| row.get(0),
     )?;
+    fault::point("C2");
     sql.commit()?;
     Ok(epoch)
 }

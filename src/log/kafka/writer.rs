@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use headwater_connector::{Error, Kind, Result, codes as shared};
+use headwater_connector::{Error, Kind, Result, codes as shared, fault};
 use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
@@ -49,7 +49,10 @@ const HEADER_OVERHEAD_BYTES: u64 = 10;
 /// Fences the older writers of a connector and takes their place.
 pub(super) async fn open(inner: &Arc<Inner>, connector: &str) -> Result<Box<dyn LogWriter>> {
     let limits = admin::refresh_limits(inner).await?;
-    let id = transactional_id(&inner.prefix, connector);
+    let mut id = transactional_id(&inner.prefix, connector);
+    if fault::variant("skip-fencing") {
+        id.push_str(&uuid::Uuid::new_v4().to_string());
+    }
     // A batch is one request to a topic, so it must fit the topic with the lowest limit that may be written to.
     let batch_bytes = config::batch_bytes(limits.values().copied().min());
     let producer = producer(inner, &id, batch_bytes).await?;
@@ -90,6 +93,7 @@ fn initialized(inner: &Inner, id: &str, batch_bytes: u64, deadline: Instant) -> 
     let client = OffThread::new(made.map_err(|cause| error::not_made(&cause))?);
     let began = Instant::now();
     loop {
+        fault::point_with("C2", || drop(client.init_transactions(Duration::from_millis(1))));
         // The call goes on in the background when its time is up, and the next one joins it.
         let cause = match client.init_transactions(Duration::from_millis(500)) {
             Ok(()) => return Ok(client),
@@ -191,7 +195,7 @@ impl KafkaWriter {
             let known = self.inner.limits.lock().expect("no panic while held");
             transaction.topics().iter().map(|topic| known.get(&**topic).copied().unwrap_or(u64::MAX)).collect()
         };
-        if let Some((record, size)) = first_too_large(transaction, &limits) {
+        if let Some((record, size)) = first_too_large(transaction, &limits).filter(|_| !fault::variant("ignore-a-send-error")) {
             let topic = &transaction.topics()[record.topic as usize];
             let limit = limits[record.topic as usize];
             let setting = format!("max.message.bytes={}", size.next_power_of_two());
@@ -228,14 +232,28 @@ fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow
     watch.forget();
     let errors = watch.network_errors();
     client.begin_transaction().map_err(|cause| failed(client, &cause))?;
-    for record in transaction.records() {
-        send(client, transaction, record, deadline)?;
+    fault::point("C5");
+    for (number, record) in transaction.records().iter().enumerate() {
+        match send(client, transaction, record, deadline) {
+            Err(_) if fault::variant("ignore-a-send-error") => {}
+            sent => sent?,
+        }
+        if number == transaction.records().len() / 2 {
+            fault::point_with("C6", || {
+                let _ = ffi::flush(client.client(), deadline.saturating_duration_since(Instant::now()));
+            });
+        }
     }
     while !ffi::flush(client.client(), FLUSH) {
         still_good(client, deadline)?;
     }
     // The client counts a record as answered only after its report has been handed over, so nothing is missed here.
     still_good(client, deadline)?;
+    fault::point("C7");
+    if transaction.changes_a_schema() {
+        fault::point("C25");
+    }
+    fault::point_with("C9", || drop(client.commit_transaction(Duration::from_millis(1))));
     let began = Instant::now();
     // The call goes on in the background when its time is up, and the next one joins it.
     while let Err(cause) = client.commit_transaction(COMMIT) {
@@ -245,6 +263,7 @@ fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow
         }
         still_good(client, deadline)?;
     }
+    fault::point("C8");
     let took = began.elapsed();
     if took > slow {
         return Ok(Some(Doubt::Slow(took)));

@@ -1,0 +1,138 @@
+//! The crash sweep: the real daemon dies at every named point, at its first hit and at a later one, on both logs, and what the
+//! topics hold afterwards is judged by the kill test's oracle and checker.
+
+use std::collections::BTreeSet;
+
+use headwater_connector::fault::{POINTS, VARIANTS};
+
+use crate::{
+    kafka,
+    kill::{self, CUT, Reader, Run, rest_and_judge},
+    support::{
+        daemon::Home,
+        kafka::Kafka,
+        oracle::Oracle,
+        postgres::{Database, Postgres},
+        root, workload,
+    },
+};
+
+/// Points that only the very first start passes, in the order in which it does.
+const FIRST_START: [&str; 2] = ["C3", "C4"];
+
+/// The later hit at which a point is tried; none where one life has only one.
+fn later(point: &str) -> Option<u32> {
+    match point {
+        "C1" | "C2" => None,
+        "C12" | "C13" | "C14" | "C25" => Some(2),
+        _ => Some(5),
+    }
+}
+
+/// Transactions of every kind: one in slices, one that changes a schema, and small ones around them.
+fn work(database: &Database, number: u32) {
+    let small = |n: u32| {
+        let (from, to) = (1 + n % 20, 1 + (n + 7) % 20);
+        let body = if n % 2 == 0 { "repeat('x', 4000)" } else { "NULL" };
+        format!(
+            "SELECT truth.transfer({from}, {to}, {n}); SELECT truth.put_account({n} % 5, 'owner {number}', true);
+             SELECT truth.put_text('document', 'text {}', 'title {n}', {body}); SELECT truth.put_order('r', 'c', {n}, NULL);
+             SELECT truth.move_account({n} % 5, 100 + {n} % 5); SELECT truth.drop_account(100 + {n} % 5);",
+            number % 4
+        )
+    };
+    (1..5).for_each(|n| database.sql(&small(n)));
+    let rows = CUT * 3;
+    database.sql(&format!("SELECT truth.put_account(1000 + n, 'bulk {number}', true) FROM generate_series(1, {rows}) n"));
+    let change = if number % 2 == 0 { "DROP COLUMN IF EXISTS" } else { "ADD COLUMN IF NOT EXISTS" };
+    let kind = if number % 2 == 0 { "" } else { "int" };
+    database.sql(&format!("ALTER TABLE shop.account {change} extra {kind}"));
+    (5..8).for_each(|n| database.sql(&small(n)));
+}
+
+/// The daemon dies at this hit of the point, and the next life takes up what it left.
+fn die(home: &Home, database: &Database, point: &str, hit: u32, number: u32) {
+    let fault = format!("{point}:{hit}");
+    work(database, number);
+    let daemon = home.start_with(&[("HEADWATER_FAULT", &fault)]);
+    if point == "C25" && hit > 1 {
+        // Each change of the schema is a hit of its own.
+        work(database, number + 1);
+    }
+    daemon.wait_fault(&fault);
+    if point == "C13" {
+        // What was confirmed may not be on the server's disk yet: the slot moves back.
+        database.server.crash_and_restart();
+    }
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0), "an orderly stop after {fault}");
+}
+
+fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
+    let server = Postgres::start();
+    let database = server.database();
+    workload::prepare(&database);
+    kill::configure(home, &database);
+    let oracle = Oracle::start(&database);
+    for point in FIRST_START {
+        let fault = format!("{point}:1");
+        home.start_with(&[("HEADWATER_FAULT", &fault)]).wait_fault(&fault);
+    }
+    let mut daemon = home.start();
+    daemon.wait_state("shop", "streaming");
+    database.sql(&format!("SELECT truth.open_bank({})", workload::BANK_ROWS));
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    let mut number = 0;
+    for point in POINTS.iter().filter(|point| !FIRST_START.contains(point) && !skip.contains(point)) {
+        for hit in [Some(1), later(point)].into_iter().flatten() {
+            number += 1;
+            die(home, &database, point, hit, number);
+        }
+    }
+    rest_and_judge(&Run { seed: 0, kills: number, home, database: &database, final_reader: reader, break_log: None }, &oracle);
+}
+
+#[test]
+fn a_crash_at_any_point_loses_and_repeats_nothing_on_the_embedded_log() {
+    sweep(&Home::new(), &["C9"], None);
+}
+
+#[test]
+fn a_crash_at_any_point_loses_and_repeats_nothing_on_kafka() {
+    let kafka = Kafka::shared();
+    let home = kafka::home(kafka, "headwater");
+    sweep(&home, &[], Some(&|topic| kafka::consume(kafka, topic)));
+}
+
+#[test]
+fn an_unknown_fault_or_variant_is_an_error_at_the_start() {
+    for (name, value) in [("HEADWATER_FAULT", "C99:1"), ("HEADWATER_VARIANT", "no-such-mistake")] {
+        let mut home = Home::new();
+        home.set(name, value);
+        let outcome = home.run(&["run"]);
+        assert!(outcome.code != Some(0) && outcome.stderr.contains("is none of"), "{}", outcome.said());
+    }
+}
+
+#[test]
+fn every_name_of_the_lists_is_hooked_somewhere_and_every_hook_is_in_the_lists() {
+    let mut hooked = BTreeSet::new();
+    let mut pending = vec![root().join("src"), root().join("connectors")];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(directory).expect("a directory of the sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                for call in ["fault::point(\"", "fault::point_with(\"", "fault::variant(\""] {
+                    hooked.extend(text.split(call).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned));
+                }
+            }
+        }
+    }
+    let listed: BTreeSet<String> = POINTS.iter().chain(VARIANTS).map(|name| (*name).to_owned()).collect();
+    assert_eq!(hooked, listed);
+}
