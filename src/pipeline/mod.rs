@@ -12,6 +12,7 @@ pub mod preflight;
 pub mod reload;
 pub mod start;
 pub mod supervisor;
+mod topics;
 
 #[cfg(test)]
 mod simulation;

@@ -5,9 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use headwater_connector::Result;
+use headwater_connector::{Error, Result, Secret};
 use rdkafka::{
     ClientContext,
+    client::{Client, OAuthToken},
     config::{ClientConfig, RDKafkaLogLevel},
     consumer::ConsumerContext,
     error::{KafkaError, RDKafkaErrorCode},
@@ -16,7 +17,9 @@ use rdkafka::{
 };
 use tracing::{debug, warn};
 
-use super::{Options, error};
+use super::{Options, codes, error, ffi, token};
+
+pub(super) use super::token::Token;
 
 /// The client's queue holds a copy of what is being sent; beyond this the sender waits, so memory stays bounded.
 const QUEUE_KBYTES: u32 = 128 * 1024;
@@ -81,8 +84,12 @@ fn security(options: &Options, config: &mut ClientConfig) -> Result<()> {
     }
     if let Some(sasl) = &security.sasl {
         config.set("sasl.mechanism", sasl.mechanism.name());
-        config.set("sasl.username", &sasl.username);
-        config.set("sasl.password", sasl.password.reveal()?.as_str());
+        if let Some(username) = &sasl.username {
+            config.set("sasl.username", username);
+        }
+        if let Some(password) = &sasl.password {
+            config.set("sasl.password", password.reveal()?.as_str());
+        }
     }
     Ok(())
 }
@@ -167,9 +174,28 @@ pub(super) struct Watch {
     all_down: AtomicBool,
     network_errors: AtomicU64,
     undelivered: OnceLock<(RDKafkaErrorCode, String)>,
+    token: Option<Secret>,
 }
 
 impl Watch {
+    /// For a client with these options.
+    pub(super) fn of(options: &Options) -> Self {
+        let token = options.security.sasl.as_ref().and_then(|sasl| sasl.token.clone());
+        Self { token, ..Self::default() }
+    }
+
+    /// Gives a new client its first token. It would ask by itself, but not every kind of client is listened to.
+    pub(super) fn admit(client: &Client<Self>) -> Result<()> {
+        let Some(secret) = &client.context().token else { return Ok(()) };
+        let set = ffi::set_token(client, &token::read(secret)?);
+        set.map_err(|reason| {
+            Error::new(&codes::LOGIN_FAILED, "the token cannot be used")
+                .at("option", "log.security.sasl.token")
+                .hint("Check that the option points to a token for these brokers.")
+                .caused_by(reason)
+        })
+    }
+
     /// The last error and its reason.
     pub(super) fn last(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.last.lock().expect("no panic while held").clone()
@@ -198,6 +224,14 @@ impl Watch {
 }
 
 impl ClientContext for Watch {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> std::result::Result<OAuthToken, Box<dyn std::error::Error>> {
+        let secret = self.token.as_ref().ok_or("there is no token")?;
+        let Token { value, principal, expires_ms } = token::read(secret).map_err(|failed| failed.what())?;
+        Ok(OAuthToken { token: value.to_string(), principal_name: principal, lifetime_ms: expires_ms })
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // What matters comes back as an error as well; as a warning here it would be told twice.
         if matches!(level, RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical) {
@@ -208,7 +242,14 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let code = error::code_of(&error).unwrap_or(RDKafkaErrorCode::Fail);
+        let code = match error::code_of(&error).unwrap_or(RDKafkaErrorCode::Fail) {
+            // In TLS 1.3 a broker refuses our certificate after the handshake, which the client reports as a broken connection.
+            code if error::is_network(code) && reason.contains("SSL alert") => RDKafkaErrorCode::SSL,
+            // A client that renews its login twice within a second, as with a token of which little is left, is told this. The
+            // connection breaks and the next one logs in as usual, so it is no refusal.
+            _ if reason.contains("not valid in current SASL state") => RDKafkaErrorCode::BrokerTransportFailure,
+            code => code,
+        };
         debug!(?code, reason, "kafka client error");
         if error::is_network(code) {
             self.network_errors.fetch_add(1, Ordering::AcqRel);

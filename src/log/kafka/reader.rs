@@ -51,7 +51,7 @@ pub(super) async fn last_records(inner: &Arc<Inner>, topic: &str, until: Until) 
         }
         let patience = Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + ABORT_MARGIN;
         let deadline = Instant::now() + patience;
-        let consumer = client::consumer(&config::reader(&inner.options, &inner.prefix)?)?;
+        let consumer = client::consumer(&inner.options, &config::reader(&inner.options, &inner.prefix)?)?;
         let (first, mut end) = probe.stable(&topic, 0)?;
         if until == Until::TrueEnd {
             end = wait_for_transactions(&probe, &topic, deadline)?;
@@ -134,7 +134,7 @@ pub(super) async fn open(inner: &Arc<Inner>, topic: &str, partition: u32, from: 
                 .at("topic", &topic)
                 .hint("Check the spelling; `headwater plan` lists the topics of every connector."));
         }
-        let consumer = client::consumer(&config::reader(&inner.options, &inner.prefix)?)?;
+        let consumer = client::consumer(&inner.options, &config::reader(&inner.options, &inner.prefix)?)?;
         let (first, end) = probe.stable(&topic, partition)?;
         let begin = match from {
             From::Earliest => first,

@@ -1,7 +1,13 @@
 //! The promises of the log, held against a real broker.
 
-#[path = "../../../tests/support/kafka.rs"]
+#[path = "../../../../tests/support/kafka.rs"]
 mod server;
+
+#[path = "../../../../tests/support/proxy.rs"]
+mod proxy;
+
+mod proxied;
+mod security;
 
 use std::{
     sync::{
