@@ -201,7 +201,7 @@ async fn describe(
     Ok(answer.into_iter().map(|result| result.map(entries)).collect())
 }
 
-fn verify(inner: &Inner, spec: &TopicSpec, state: &TopicState, settings: &Settings) -> Result<()> {
+pub(super) fn verify(inner: &Inner, spec: &TopicSpec, state: &TopicState, settings: &Settings) -> Result<()> {
     if let Some(partitions) = spec.partitions
         && partitions != state.partitions
     {

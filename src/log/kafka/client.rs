@@ -31,7 +31,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 const SLICE: Duration = Duration::from_secs(1);
 
 /// With no broker reachable for this long, waiting on is the supervisor's business.
-const ALL_DOWN_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const ALL_DOWN_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs a call that blocks on a thread of its own.
 ///
@@ -180,7 +180,12 @@ impl Probe {
 
 /// First offset and end of a partition; the end is that of the consumer's isolation level.
 fn watermarks(client: &Consuming, topic: &str, partition: u32) -> Result<(u64, u64)> {
+    let mut again = false;
     let asked = patiently(client, PATIENCE, "the offsets of a partition cannot be read", |wait| {
+        // The client goes on to ask the broker that led the partition when it first asked, for minutes after that one died.
+        if std::mem::replace(&mut again, true) {
+            client.fetch_metadata(Some(topic), wait)?;
+        }
         client.fetch_watermarks(topic, partition as i32, wait)
     });
     let (low, high) = asked.map_err(|failed| failed.at("topic", topic).at("partition", partition))?;

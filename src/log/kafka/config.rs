@@ -1,8 +1,11 @@
 //! The client's settings, and what its threads report.
 
-use std::sync::{
-    Mutex, OnceLock,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use headwater_connector::{Error, Result, Secret};
@@ -17,7 +20,7 @@ use rdkafka::{
 };
 use tracing::{debug, warn};
 
-use super::{Options, codes, error, ffi, token};
+use super::{Options, codes, error, ffi, token, versions};
 
 pub(super) use super::token::Token;
 
@@ -26,6 +29,12 @@ const QUEUE_KBYTES: u32 = 128 * 1024;
 
 /// Records of one request to a broker, before compression.
 const BATCH_BYTES: u64 = 1_000_000;
+
+/// What a record costs in a batch of its own beside key, value and headers: 61 bytes for the batch, 36 for its numbers.
+pub(super) const RECORD_OVERHEAD_BYTES: u64 = 97;
+
+/// What a header costs beside name and value.
+pub(super) const HEADER_OVERHEAD_BYTES: u64 = 10;
 
 /// Which records a consumer sees, and which end of a partition it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +103,8 @@ fn security(options: &Options, config: &mut ClientConfig) -> Result<()> {
     Ok(())
 }
 
-/// How long one request to a broker may take. Well below the transaction timeout: a broker that hangs must not cost the transaction.
+/// How long one request to a broker may take. Well below the transaction timeout: a broker that hangs must not cost the transaction
+/// (K3).
 pub(super) fn request_timeout_ms(options: &Options) -> u64 {
     (u64::from(options.transaction_timeout_seconds) * 1000 / 2).min(30_000)
 }
@@ -175,6 +185,8 @@ pub(super) struct Watch {
     network_errors: AtomicU64,
     undelivered: OnceLock<(RDKafkaErrorCode, String)>,
     token: Option<Secret>,
+    /// The newest version of each request that a broker understands, where the client was asked to tell.
+    versions: Mutex<BTreeMap<i16, i16>>,
 }
 
 impl Watch {
@@ -217,6 +229,11 @@ impl Watch {
         self.network_errors.load(Ordering::Acquire)
     }
 
+    /// The newest version of each request that the brokers understand, as far as the client told.
+    pub(super) fn versions(&self) -> BTreeMap<i16, i16> {
+        self.versions.lock().expect("no panic while held").clone()
+    }
+
     /// The first record that could not be delivered: why, and its topic.
     pub(super) fn undelivered(&self) -> Option<(RDKafkaErrorCode, &str)> {
         self.undelivered.get().map(|(code, topic)| (*code, topic.as_str()))
@@ -233,6 +250,9 @@ impl ClientContext for Watch {
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "APIVERSION" {
+            self.versions.lock().expect("no panic while held").extend(versions::parse(message));
+        }
         // What matters comes back as an error as well; as a warning here it would be told twice.
         if matches!(level, RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical) {
             warn!(facility, message, "kafka client");

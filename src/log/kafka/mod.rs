@@ -14,6 +14,7 @@
 
 mod admin;
 mod check;
+mod check_topics;
 mod client;
 pub mod codes;
 mod config;
@@ -24,6 +25,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod token;
+mod versions;
 mod writer;
 
 use std::{
@@ -153,5 +155,9 @@ impl Log for KafkaLog {
 
     async fn check(&self) -> Result<Vec<Finding>> {
         check::run(&self.inner).await
+    }
+
+    async fn check_topics(&self, specs: &[TopicSpec]) -> Result<Vec<Finding>> {
+        check_topics::run(&self.inner, specs).await
     }
 }

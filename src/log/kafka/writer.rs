@@ -18,7 +18,7 @@ use super::{
     Inner, admin,
     client::{OffThread, blocking, stop_early},
     codes,
-    config::{self, Watch},
+    config::{self, HEADER_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, Watch},
     error, ffi,
 };
 use crate::log::{LogWriter, Record, Transaction, codes as log, topic::transactional_id};
@@ -46,12 +46,6 @@ const VERIFY: Duration = Duration::from_secs(2);
 
 /// Producers that are tried before the supervisor takes over.
 const TRIES: u32 = 3;
-
-/// What a record costs in a batch of its own beside key, value and headers: 61 bytes for the batch, 36 for its numbers.
-const RECORD_OVERHEAD_BYTES: u64 = 97;
-
-/// What a header costs beside name and value.
-const HEADER_OVERHEAD_BYTES: u64 = 10;
 
 /// Fences the older writers of a connector and takes their place.
 pub(super) async fn open(inner: &Arc<Inner>, connector: &str) -> Result<Box<dyn LogWriter>> {
@@ -307,6 +301,7 @@ fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow
 fn send(client: &Client, transaction: &Transaction, record: &Record, deadline: Instant) -> Result<()> {
     let topic = &*transaction.topics()[record.topic as usize];
     let headers = transaction.headers(record);
+    // The key is never null, which a compacted topic would refuse (K10).
     let mut message = BaseRecord::<[u8], [u8]>::to(topic)
         .partition(record.partition as i32)
         // The client takes 0 for "now".
@@ -357,7 +352,7 @@ fn still_good(client: &Client, deadline: Instant) -> Result<()> {
 /// The error of a transaction that may or may not have happened.
 fn failed(client: &Client, cause: &KafkaError) -> Error {
     const WHAT: &str = "a transaction failed";
-    // A fatal error comes first and is the reason for the others, which only say that there was one.
+    // A fatal error comes first and is the reason for the others, which only say that there was one (K4).
     if let Some((code, reason)) = client.client().fatal_error() {
         return error::from_code(code, WHAT, &log::COMMIT_IN_DOUBT).caused_by(reason);
     }
@@ -374,7 +369,7 @@ fn failed(client: &Client, cause: &KafkaError) -> Error {
 }
 
 /// Drops a producer whose transaction failed, on a thread of its own. The abort spares readers the wait for the timeout; if a
-/// successor was faster, the brokers refuse it.
+/// successor was faster, or the abort itself fails, nothing is lost: the next writer ends what is left (K5).
 fn discard(client: OffThread<Client>) {
     let abort = move || {
         if client.client().fatal_error().is_none() {

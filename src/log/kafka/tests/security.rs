@@ -268,3 +268,29 @@ async fn a_permission_that_is_revoked_stops_and_one_that_is_granted_again_resume
     writer.commit(transaction(&[(&topic, 0, "c", Some("5"))])).await.unwrap();
     assert_eq!(keys(&read_all(&log, &topic, 0).await), ["a", "b", "c"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_check_names_the_permission_that_is_missing_and_the_command_that_grants_it() {
+    let guarded = guarded();
+    let topic = unique("lacking");
+    guarded.log(TLS, &format!(r#""protocol":"ssl",{}"#, guarded.ca("ca.pem"))).ensure_topics(&[spec(&topic, 1)]).await.unwrap();
+    guarded.grant("--add", "eve", &["Read", "Describe"], &["--topic", &topic]);
+    let log = guarded.log(SASL, &guarded.sasl("plain", "eve", "eve-secret"));
+    let findings = log.check_topics(&[spec(&topic, 1)]).await.unwrap();
+    let error = findings.iter().find(|finding| finding.level == Level::Error).and_then(|finding| finding.error.as_ref()).unwrap();
+    assert_eq!(error.code().id, codes::NOT_ALLOWED.id, "{error}");
+    let command = error.hint_text().split('`').nth(1).expect("a command");
+    assert!(command.contains("--operation Write --operation DescribeConfigs") && command.contains("User:eve"), "{command}");
+    // The command works as it is told, by somebody who may.
+    let args: Vec<&str> = command.split_whitespace().skip(3).collect();
+    let server = ["--bootstrap-server", &guarded.kafka.bootstrap];
+    guarded.kafka.tool("org.apache.kafka.tools.AclCommand", &[&server[..], &args].concat(), "");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while log.check_topics(&[spec(&topic, 1)]).await.unwrap().iter().any(|finding| finding.level != Level::Ok) {
+        assert!(Instant::now() < deadline, "the permission that was granted is not seen");
+    }
+    // Who may not look at the cluster is not told what it may do there either.
+    guarded.grant("--add", "eve", &["Describe"], &["--cluster"]);
+    let cluster = log.check().await.unwrap();
+    assert!(cluster.iter().any(|finding| finding.what.contains("may not create topics everywhere")), "{cluster:?}");
+}
