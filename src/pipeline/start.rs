@@ -146,8 +146,6 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
         if let Some(identity) = &checkpoint.position.identity {
             ingest.connector.verify(identity).await?;
         }
-    } else {
-        topics::refuse_lost_checkpoint(&*ingest.log, &internal).await?;
     }
     let known = peeked.map(|checkpoint| checkpoint.state.topic_ids).unwrap_or_default();
     let routes = routes(ingest).await?;
@@ -158,6 +156,9 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     // Only now is the checkpoint the truth: nobody else can write it any more.
     let records = ingest.log.last_records(&internal.checkpoint).await?;
     let checkpoint = Checkpoint::decode(&internal.checkpoint, &records)?;
+    if checkpoint.is_none() {
+        topics::refuse_lost_checkpoint(&*ingest.log, &internal).await?;
+    }
     let mut progress = match &checkpoint {
         Some(checkpoint) => Progress::resume(checkpoint, ingest.writer, internal.clone()),
         None => Progress::fresh(ingest.writer, internal.clone()),

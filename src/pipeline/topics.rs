@@ -30,6 +30,12 @@ pub(super) async fn refuse_lost_checkpoint(log: &dyn Log, internal: &InternalTop
     if log.peek_records(&internal.schema).await?.is_empty() {
         return Ok(());
     }
+    // Between our look at the checkpoint and this one, another writer may have fenced us and published both.
+    if !log.last_records(&internal.checkpoint).await?.is_empty() {
+        return Err(Error::new(&codes::COMMIT_IN_DOUBT, "another writer published while this one started")
+            .at("topic", &internal.checkpoint)
+            .hint("Wait: headwater reads the checkpoint to learn whether another instance took over."));
+    }
     Err(Error::new(&codes::CHECKPOINT_LOST, "the connector has published, but its checkpoint is gone")
         .at("topic", &internal.checkpoint)
         .hint("Do not start it anew by accident: run `headwater explain HW1207` for how to go on."))

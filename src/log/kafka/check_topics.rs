@@ -1,6 +1,9 @@
 //! Preflight of the topics that a connector writes to.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use headwater_connector::{Error, Finding, Result};
 use rdkafka::{
@@ -22,8 +25,8 @@ use crate::log::{TopicSpec, TopicState};
 /// Records at the end of each partition that are looked at for their size.
 const SAMPLE_RECORDS: i64 = 100;
 
-/// How long that may take.
-const SAMPLE_LIMIT: Duration = Duration::from_secs(5);
+/// How long that may take for all topics together.
+const SAMPLE_LIMIT: Duration = Duration::from_secs(20);
 
 /// What is wrong or weak with topics that exist. Those that do not are created with what they need.
 pub(super) async fn run(inner: &Inner, specs: &[TopicSpec]) -> Result<Vec<Finding>> {
@@ -57,10 +60,10 @@ pub(super) async fn run(inner: &Inner, specs: &[TopicSpec]) -> Result<Vec<Findin
         }
         weak_settings(inner, &spec.name, settings, brokers, &mut findings);
     }
-    for (spec, state) in &there {
-        let limit = inner.limits.lock().expect("no panic while held").get(&spec.name).copied();
-        let widest = widest(inner, state).await?;
-        findings.extend(widest.zip(limit).and_then(|(widest, limit)| width(inner, &spec.name, widest, limit)));
+    let states: Vec<TopicState> = there.iter().map(|(_, state)| (*state).clone()).collect();
+    for (topic, widest) in widest(inner, states).await? {
+        let limit = inner.limits.lock().expect("no panic while held").get(&topic).copied();
+        findings.extend(limit.and_then(|limit| width(inner, &topic, widest, limit)));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(format!("{} topic(s) exist and fit", there.len())));
@@ -136,19 +139,19 @@ fn width(inner: &Inner, topic: &str, widest: u64, limit: u64) -> Option<Finding>
     Some(weak(&what, topic, format!("Run `{}`, or exclude large columns.", inner.alter_command(topic, &setting))))
 }
 
-/// The size of the widest of the last committed records of a topic, as [`super::writer`] counts it; none if there are none.
-async fn widest(inner: &Inner, topic: &TopicState) -> Result<Option<u64>> {
+/// The size of the widest of the last committed records of each topic that has some, as [`super::writer`] counts it.
+async fn widest(inner: &Inner, topics: Vec<TopicState>) -> Result<BTreeMap<String, u64>> {
     let consumer = client::consumer(&inner.options, &config::reader(&inner.options, &inner.prefix)?)?;
-    let (name, partitions) = (topic.name.clone(), topic.partitions);
     blocking(move || {
-        let mut places = TopicPartitionList::with_capacity(partitions as usize);
-        let assigned = (0..partitions as i32)
-            .try_for_each(|partition| places.add_partition_offset(&name, partition, Offset::OffsetTail(SAMPLE_RECORDS)))
+        let all = topics.iter().flat_map(|topic| (0..topic.partitions).map(|partition| (&topic.name, partition as i32)));
+        let mut places = TopicPartitionList::new();
+        let assigned = all
+            .clone()
+            .try_for_each(|(topic, partition)| places.add_partition_offset(topic, partition, Offset::OffsetTail(SAMPLE_RECORDS)))
             .and_then(|()| consumer.assign(&places));
-        assigned
-            .map_err(|cause| super::error::from_client(&cause, "a topic cannot be read", &codes::NO_ANSWER).at("topic", &name))?;
+        assigned.map_err(|cause| super::error::from_client(&cause, "the topics cannot be read", &codes::NO_ANSWER))?;
         let deadline = Instant::now() + SAMPLE_LIMIT;
-        let (mut widest, mut ended) = (None, 0);
+        let (mut widest, mut ended, partitions) = (BTreeMap::new(), 0, all.count());
         while ended < partitions && Instant::now() < deadline {
             match consumer.poll(Duration::from_millis(200)) {
                 Some(Ok(message)) => {
@@ -156,7 +159,8 @@ async fn widest(inner: &Inner, topic: &TopicState) -> Result<Option<u64>> {
                     let headers = headers.map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len));
                     let headers: u64 = headers.map(|bytes| bytes as u64 + HEADER_OVERHEAD_BYTES).sum();
                     let size = RECORD_OVERHEAD_BYTES + (message.key_len() + message.payload_len()) as u64 + headers;
-                    widest = widest.max(Some(size));
+                    let most: &mut u64 = widest.entry(message.topic().to_owned()).or_default();
+                    *most = size.max(*most);
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
                 // A sample need not be whole.

@@ -85,7 +85,9 @@ async fn a_topic_that_is_deleted_under_the_writer_stops_it() {
 async fn partitions_that_are_added_later_disturb_no_writer() {
     let (log, topic) = (shared(), unique("grown"));
     log.ensure_topics(&[spec(&topic, 2)]).await.unwrap();
-    let mut writer = log.open_writer(&unique("c")).await.unwrap();
+    // The usual timeout: nothing here is about time, and creating partitions may keep a busy broker from answering.
+    let patient = KafkaLog::new(options(&Kafka::shared().bootstrap, ""), PREFIX).unwrap();
+    let mut writer = patient.open_writer(&unique("c")).await.unwrap();
     writer.commit(transaction(&[(&topic, 1, "a", Some("1"))])).await.unwrap();
     admin().create_partitions([&NewPartitions::new(&topic, 5)], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
     writer.commit(transaction(&[(&topic, 1, "b", Some("2"))])).await.unwrap();
