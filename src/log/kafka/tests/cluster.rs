@@ -27,6 +27,9 @@ async fn expect_all(log: &KafkaLog, events: &str, count: u32) {
     assert_eq!(keys(&read_all(log, events, 0).await), expected);
 }
 
+/// What happens to a broker.
+type Fault = dyn Fn(&Kafka);
+
 const NAMES: [&str; 3] = ["events", "headwater.c.checkpoint", "c"];
 
 #[tokio::test]
@@ -42,7 +45,7 @@ async fn a_broker_that_is_killed_or_restarted_costs_nothing_and_doubles_nothing(
             kafka.kill();
             kafka.run();
         };
-        let steps: [(u32, &dyn Fn(&Kafka)); 2] = [(300, &kill), (800, &Kafka::restart)];
+        let steps: [(u32, &Fault); 2] = [(300, &kill), (800, &Kafka::restart)];
         for (at, fault) in steps {
             while seen.load(Ordering::Relaxed) < at {
                 std::thread::sleep(Duration::from_micros(100));
