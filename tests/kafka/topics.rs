@@ -87,7 +87,7 @@ fn a_checkpoint_topic_that_was_deleted_or_made_anew_is_a_named_stop() {
     database.sql("INSERT INTO public.orders VALUES (2, 'second')");
     delete(kafka, "lost.shop.checkpoint");
     stops_with(&home, 1, &["HW1207", "lost.shop.checkpoint", "hint:"]);
-    create(kafka, "lost.shop.checkpoint", "1");
+    // The start has found the topic missing and made an empty one, which is no better.
     stops_with(&home, 1, &["HW1207", "lost.shop.checkpoint", "hint:"]);
     assert_eq!(ids(&consume(kafka, "lost.orders")), [1]);
 }
