@@ -1,5 +1,8 @@
 //! The same promises on Kafka, read back with Kafka's own consumer.
 
+mod faults;
+mod topics;
+
 use serde_json::{Value, json};
 
 use crate::{

@@ -54,6 +54,9 @@ pub struct StateRecord {
     /// Since when the connector is paused, in RFC 3339; none if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<String>,
+    /// Ids of the topics, where the log has them: a topic of the same name with another id is another topic.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topic_ids: BTreeMap<String, String>,
 }
 
 /// What is known of a table.

@@ -63,6 +63,11 @@ pub trait Log: Send + Sync {
 
     /// Preflight of the log itself.
     async fn check(&self) -> Result<Vec<Finding>>;
+
+    /// Preflight of the topics of a connector, as far as they exist.
+    async fn check_topics(&self, _: &[TopicSpec]) -> Result<Vec<Finding>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The one writer of a connector.

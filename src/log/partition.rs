@@ -1,4 +1,4 @@
-//! Which partition a key belongs to: the murmur2 of the Java client, so that other producers agree.
+//! Which partition a key belongs to: the murmur2 of the Java client, so that other producers agree (K11).
 
 /// The partition of `key` among `count`. `count` is pinned in the checkpoint: it never follows a topic that grows.
 pub fn partition_of(key: &[u8], count: u32) -> u32 {

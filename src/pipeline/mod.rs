@@ -13,6 +13,7 @@ pub mod reload;
 pub mod reset;
 pub mod start;
 pub mod supervisor;
+mod topics;
 
 #[cfg(test)]
 mod simulation;

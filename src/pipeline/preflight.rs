@@ -69,19 +69,24 @@ pub struct PlannedTable {
 
 /// Every preflight of the log and of each connector. Changes nothing.
 pub async fn preflight(plan: &Plan) -> Preflight {
-    let log = match log::open(&plan.log, &plan.prefix, Mode::Plan).await {
-        Ok(log) => log.check().await,
-        Err(error) => Err(error),
+    let log = log::open(&plan.log, &plan.prefix, Mode::Plan).await;
+    let checked = match &log {
+        Ok(log) => log.check().await.map(|findings| (findings, Some(log))),
+        Err(_) => Ok((Vec::new(), None)),
     };
-    let mut groups = vec![("log".to_owned(), log.unwrap_or_else(|error| vec![Finding::error(error)]))];
+    // Only a log that answers is asked about topics.
+    let (mut findings, answering) = checked.unwrap_or_else(|error| (vec![Finding::error(error)], None));
     let claims = Claims::default();
+    let mut groups = Vec::new();
     for source in &plan.sources {
-        groups.push((source.name.clone(), check_source(source, &claims).await));
+        groups.push((source.name.clone(), check_source(plan, source, answering, &claims).await));
     }
+    findings.extend(log.err().map(Finding::error));
+    groups.insert(0, ("log".to_owned(), findings));
     Preflight { groups }
 }
 
-async fn check_source(source: &SourcePlan, claims: &Claims) -> Vec<Finding> {
+async fn check_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>, claims: &Claims) -> Vec<Finding> {
     let mut findings = match source.connector.check().await {
         Ok(findings) => findings,
         Err(error) => return vec![Finding::error(error)],
@@ -89,14 +94,28 @@ async fn check_source(source: &SourcePlan, claims: &Claims) -> Vec<Finding> {
     // Faults of tables are among the connector's own findings; here only what their mapping adds.
     let Ok(tables) = source.connector.tables().await else { return findings };
     match Routes::new(&source.name, &source.events, &tables) {
-        Ok(routes) => match claims.claim(&source.name, &routes) {
-            Ok(()) if tables.len() == 1 => findings.push(Finding::ok("1 table maps to a topic of its own")),
-            Ok(()) => findings.push(Finding::ok(format!("{} tables map to topics of their own", tables.len()))),
-            Err(error) => findings.push(Finding::error(error)),
-        },
+        Ok(routes) => {
+            match claims.claim(&source.name, &routes) {
+                Ok(()) if tables.len() == 1 => findings.push(Finding::ok("1 table maps to a topic of its own")),
+                Ok(()) => findings.push(Finding::ok(format!("{} tables map to topics of their own", tables.len()))),
+                Err(error) => findings.push(Finding::error(error)),
+            }
+            if let Some(log) = log {
+                findings.extend(check_topics(plan, source, log, &routes).await);
+            }
+        }
         Err(errors) => findings.extend(errors.into_iter().map(Finding::error)),
     }
     findings
+}
+
+/// The topics of a source as the log knows them.
+async fn check_topics(plan: &Plan, source: &SourcePlan, log: &SharedLog, routes: &Routes) -> Vec<Finding> {
+    let internal = InternalTopics::new(&plan.prefix, &source.name);
+    let dead_letters = source.events.on_data_error == OnDataError::DeadLetter;
+    // Counts are compared with those that are pinned, at the start.
+    let specs = start::topic_specs(&internal, routes, None, dead_letters);
+    log.check_topics(&specs).await.unwrap_or_else(|error| vec![Finding::error(error)])
 }
 
 /// What `run` would create or change. Changes nothing.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use headwater_connector::{Error, Identity, Intent, Position, Result, Source, fault};
 use uuid::Uuid;
 
-use super::{codes, ingest::Ingest, now_us};
+use super::{codes, ingest::Ingest, now_us, topics};
 use crate::{
     log::{
-        Cleanup, LogWriter, TopicSpec, Transaction,
+        Cleanup, LogWriter, TopicSpec, TopicState, Transaction,
         checkpoint::{Checkpoint, FORMAT, POSITION_KEY, PositionRecord, STATE_KEY, StateRecord, TableState},
         codes as log_codes,
         topic::InternalTopics,
@@ -44,15 +44,16 @@ pub struct Progress {
     intent: Option<Intent>,
     partitions: BTreeMap<String, u32>,
     paused: Option<String>,
+    topic_ids: BTreeMap<String, String>,
     internal: InternalTopics,
 }
 
 impl Progress {
     fn fresh(writer: Uuid, internal: InternalTopics) -> Self {
         let incarnation = Uuid::new_v4();
-        let partitions = BTreeMap::new();
+        let (partitions, topic_ids) = (BTreeMap::new(), BTreeMap::new());
         let (identity, position, intent, paused) = (None, None, None, None);
-        Self { incarnation, era: 0, writer, seq: 0, identity, position, intent, partitions, paused, internal }
+        Self { incarnation, era: 0, writer, seq: 0, identity, position, intent, partitions, paused, topic_ids, internal }
     }
 
     fn resume(checkpoint: &Checkpoint, writer: Uuid, internal: InternalTopics) -> Self {
@@ -68,6 +69,7 @@ impl Progress {
             partitions: state.partitions.clone(),
             // Whoever starts is not paused any more; the state record that every start writes says so.
             paused: None,
+            topic_ids: state.topic_ids.clone(),
             internal,
         }
     }
@@ -127,6 +129,7 @@ impl Progress {
             partitions: self.partitions.clone(),
             tables: tables.clone(),
             paused: self.paused.clone(),
+            topic_ids: self.topic_ids.clone(),
         }
     }
 
@@ -166,22 +169,27 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let internal = InternalTopics::new(&ingest.prefix, &ingest.name);
     // A foreign identity or a rival is found before anybody is fenced (step 2).
     let peeked = ingest.log.peek_records(&internal.checkpoint).await?;
-    if let Some(checkpoint) = Checkpoint::decode(&internal.checkpoint, &peeked)? {
-        ingest.refuse_rival(&checkpoint)?;
-        refuse_paused(ingest, &checkpoint)?;
+    let peeked = Checkpoint::decode(&internal.checkpoint, &peeked)?;
+    if let Some(checkpoint) = &peeked {
+        ingest.refuse_rival(checkpoint)?;
+        refuse_paused(ingest, checkpoint)?;
         if let Some(identity) = &checkpoint.position.identity {
             ingest.connector.verify(identity).await?;
         }
     }
+    let known = peeked.map(|checkpoint| checkpoint.state.topic_ids).unwrap_or_default();
     let routes = routes(ingest).await?;
     ingest.claims.claim(&ingest.name, &routes)?;
-    let counts = ensure_topics(ingest, &internal, &routes).await?;
+    let states = ensure_topics(ingest, &internal, &routes, &known).await?;
 
     fault::point("C1");
     let mut writer = ingest.log.open_writer(&ingest.name).await.map_err(in_doubt)?;
     // Only now is the checkpoint the truth: nobody else can write it any more.
     let records = ingest.log.last_records(&internal.checkpoint).await?;
     let checkpoint = Checkpoint::decode(&internal.checkpoint, &records)?;
+    if checkpoint.is_none() {
+        topics::refuse_lost_checkpoint(&*ingest.log, &internal).await?;
+    }
     let mut progress = match &checkpoint {
         Some(checkpoint) => Progress::resume(checkpoint, ingest.writer, internal.clone()),
         None => {
@@ -190,7 +198,11 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
         }
     };
     let tables = checkpoint.map(|checkpoint| checkpoint.state.tables).unwrap_or_default();
-    pin(ingest, &mut progress, &counts)?;
+    for state in &states {
+        topics::refuse_changed(&progress.topic_ids, &state.name, Some(state))?;
+        progress.topic_ids.insert(state.name.clone(), state.id.clone());
+    }
+    pin(ingest, &mut progress, &states)?;
     commit_checkpoint(&mut *writer, &mut progress, None, Some(&tables)).await?;
     ingest.own();
 
@@ -350,24 +362,30 @@ pub fn topic_specs(internal: &InternalTopics, routes: &Routes, partitions: Optio
     specs
 }
 
-async fn ensure_topics(ingest: &Ingest, internal: &InternalTopics, routes: &Routes) -> Result<BTreeMap<String, u32>> {
+async fn ensure_topics(
+    ingest: &Ingest,
+    internal: &InternalTopics,
+    routes: &Routes,
+    known: &BTreeMap<String, String>,
+) -> Result<Vec<TopicState>> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
     let mut specs = topic_specs(internal, routes, ingest.events.partitions, dead_letters);
     // What exists is adopted here and compared with what is pinned later, so that a grown topic keeps its old hashing (K9).
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let exist = ingest.log.topics(&names).await?;
     for (spec, exists) in specs.iter_mut().zip(&exist) {
+        // A topic that is gone must not be created again in silence.
+        topics::refuse_changed(known, &spec.name, exists.as_ref())?;
         if let (Some(state), true) = (exists, routes.iter().any(|route| route.topic == spec.name)) {
             spec.partitions = ingest.events.partitions.filter(|count| *count == state.partitions);
         }
     }
-    let states = ingest.log.ensure_topics(&specs).await?;
-    Ok(states.into_iter().map(|state| (state.name, state.partitions)).collect())
+    ingest.log.ensure_topics(&specs).await
 }
 
 /// Pins the partition counts of topics that have none yet, and holds the others to what is pinned (K9).
-fn pin(ingest: &Ingest, progress: &mut Progress, counts: &BTreeMap<String, u32>) -> Result<()> {
-    for (topic, actual) in counts {
+fn pin(ingest: &Ingest, progress: &mut Progress, states: &[TopicState]) -> Result<()> {
+    for TopicState { name: topic, partitions: actual, .. } in states {
         if *topic == progress.internal.checkpoint || *topic == progress.internal.schema || *topic == progress.internal.dead {
             continue;
         }

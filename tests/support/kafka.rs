@@ -1,4 +1,4 @@
-//! One Kafka broker for tests: KRaft, one node, free ports on loopback, its own directory.
+//! Kafka for tests: KRaft, one node or several, free ports on loopback, directories of their own.
 //!
 //! The broker never outlives the test process: a shell beside it holds the read end of a pipe and kills the broker when
 //! the pipe closes, which also happens when the test process is killed. Everything is stopped by process id.
@@ -28,6 +28,9 @@ pub struct Kafka {
     pub bootstrap: String,
     /// Holds settings, log files and `broker.log`.
     pub dir: PathBuf,
+    /// The addresses of the listeners that were asked for, in their order.
+    pub listeners: Vec<String>,
+    node: Node,
     jars: PathBuf,
     process: Mutex<Option<Process>>,
     /// Killed and not started since.
@@ -37,6 +40,28 @@ pub struct Kafka {
 struct Process {
     pid: u32,
     watcher: Child,
+}
+
+/// A further listener of a broker.
+#[derive(Clone, Copy, Default)]
+pub struct Listener<'a> {
+    /// The name in the settings, in capitals.
+    pub name: &'a str,
+    /// `PLAINTEXT`, `SSL`, `SASL_SSL`, `SASL_PLAINTEXT`.
+    pub protocol: &'a str,
+    /// What clients are told; none for where it listens.
+    pub advertised: Option<&'a str>,
+}
+
+/// A node of a cluster.
+#[derive(Clone, Copy)]
+struct Node {
+    id: usize,
+    port: u16,
+    /// Of the controller, which is node 1.
+    controller: u16,
+    /// Whether it has no other nodes.
+    alone: bool,
 }
 
 /// A record as Kafka's own consumer prints it.
@@ -66,16 +91,58 @@ impl Kafka {
 
     /// A broker with further lines in its settings.
     pub fn start_with(settings: &str) -> Kafka {
-        let jars = jars();
-        let dir = tempfile::Builder::new().prefix("headwater-kafka-").tempdir().expect("a temporary directory").keep();
-        let (port, controller) = free_ports();
-        let (bootstrap, process) = (format!("127.0.0.1:{port}"), Mutex::new(None));
-        let kafka = Kafka { bootstrap, dir: dir.clone(), jars, process, unclean: AtomicBool::new(false) };
-        fs::write(dir.join("server.properties"), properties(&dir, port, controller) + settings).expect("settings written");
-        fs::write(dir.join("fence.properties"), fence_properties(&dir, controller)).expect("settings written");
-        kafka.format();
+        Self::start_listening(settings, &[], &[])
+    }
+
+    /// A broker with further listeners, and with further arguments for the command that formats its directory.
+    pub fn start_listening(settings: &str, listeners: &[Listener<'_>], format: &[&str]) -> Kafka {
+        let ports = free_ports(2);
+        let kafka = Self::new(Node { id: 1, port: ports[0], controller: ports[1], alone: true }, settings, listeners);
+        kafka.format(format);
         kafka.run();
         kafka
+    }
+
+    /// Three brokers, of which the first is the controller as well. Topics get three replicas, of which two must be in sync.
+    pub fn start_three(settings: &str) -> Vec<Kafka> {
+        const REPLICAS: &str = "default.replication.factor=3
+min.insync.replicas=2
+offsets.topic.replication.factor=3
+transaction.state.log.replication.factor=3
+transaction.state.log.min.isr=2
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+";
+        let ports = free_ports(4);
+        let settings = &format!("{REPLICAS}{settings}");
+        let node = |id: usize| Node { id, port: ports[id], controller: ports[0], alone: false };
+        let nodes: Vec<_> = (1..=3).map(|id| Self::new(node(id), settings, &[])).collect();
+        thread::scope(|scope| {
+            for node in &nodes {
+                scope.spawn(|| {
+                    node.format(&[]);
+                    node.run();
+                });
+            }
+        });
+        nodes
+    }
+
+    fn new(node: Node, settings: &str, listeners: &[Listener<'_>]) -> Kafka {
+        let dir = tempfile::Builder::new().prefix("headwater-kafka-").tempdir().expect("a temporary directory").keep();
+        let addresses: Vec<String> = free_ports(listeners.len()).iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let properties = properties(&dir, node, listeners, &addresses) + settings;
+        fs::write(dir.join("server.properties"), properties).expect("settings written");
+        fs::write(dir.join("fence.properties"), fence_properties(&dir, node.controller)).expect("settings written");
+        Kafka {
+            bootstrap: format!("127.0.0.1:{}", node.port),
+            dir,
+            listeners: addresses,
+            node,
+            jars: jars(),
+            process: Mutex::new(None),
+            unclean: AtomicBool::new(false),
+        }
     }
 
     /// The broker's process id, if it runs.
@@ -102,7 +169,7 @@ impl Kafka {
 
     /// Starts a stopped broker.
     pub fn run(&self) {
-        if self.unclean.swap(false, Ordering::Relaxed) {
+        if self.unclean.swap(false, Ordering::Relaxed) && self.node.alone {
             self.fence();
         }
         let mut process = self.process.lock().unwrap();
@@ -143,12 +210,12 @@ impl Kafka {
         run_class(&self.jars, class, args, input)
     }
 
-    fn format(&self) {
+    fn format(&self, more: &[&str]) {
         let settings = self.dir.join("server.properties");
         let settings = settings.to_str().expect("a path in UTF-8");
         // Any 22 characters of URL-safe base64 are a cluster id.
         let args = ["format", "-t", "aGVhZHdhdGVyLXRlc3RzMQ", "-c", settings];
-        run_class(&self.jars, "kafka.tools.StorageTool", &args, "");
+        run_class(&self.jars, "kafka.tools.StorageTool", &[&args[..], more].concat(), "");
     }
 
     /// Lets the controller forget that the killed broker ran, before the broker starts again.
@@ -218,7 +285,7 @@ impl Drop for Kafka {
 fn spawn(dir: &Path, jars: &Path, settings: &str, log: &Path) -> Process {
     // The directory goes only if the test process vanished: after an orderly end the shell is told to leave it.
     let script = r#"
-        java -Xms128m -Xmx384m -XX:+UseSerialGC -Dlog4j2.configurationFile="$1/log4j2.xml" -cp "$2/*" \
+        java -Xms64m -Xmx256m -XX:+UseSerialGC -Dlog4j2.configurationFile="$1/log4j2.xml" -cp "$2/*" \
             kafka.Kafka "$1/$5" < /dev/null >> "$3" 2>&1 &
         echo $!
         exec > /dev/null
@@ -313,11 +380,10 @@ fn alive(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
-/// Two ports, held together so that they differ.
-fn free_ports() -> (u16, u16) {
-    let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    let [one, two] = sockets.map(|socket| socket.local_addr().expect("an address").port());
-    (one, two)
+/// Ports, held together so that they differ.
+fn free_ports(count: usize) -> Vec<u16> {
+    let sockets: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    sockets.iter().map(|socket| socket.local_addr().expect("an address").port()).collect()
 }
 
 fn tail(text: &str) -> String {
@@ -325,16 +391,27 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-fn properties(dir: &Path, port: u16, controller: u16) -> String {
+fn properties(dir: &Path, node: Node, listeners: &[Listener<'_>], addresses: &[String]) -> String {
+    let Node { id, port, controller, .. } = node;
+    let (mut here, mut told, mut map) = (String::new(), String::new(), String::new());
+    for (Listener { name, protocol, advertised }, address) in listeners.iter().zip(addresses) {
+        here += &format!(",{name}://{address}");
+        told += &format!(",{name}://{}", advertised.unwrap_or(address));
+        map += &format!(",{name}:{protocol}");
+    }
+    let (roles, controlling) = match id {
+        1 => ("broker,controller", format!(",CONTROLLER://127.0.0.1:{controller}")),
+        _ => ("broker", String::new()),
+    };
     format!(
-        "process.roles=broker,controller
-node.id=1
+        "process.roles={roles}
+node.id={id}
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port}{here}{controlling}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{told}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT{map}
 log.dirs={}
 auto.create.topics.enable=false
 default.replication.factor=1

@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod kafka;
 pub mod oracle;
 pub mod postgres;
+pub mod proxy;
 pub mod record;
 pub mod workload;
 

@@ -35,7 +35,7 @@ fn the_schema_decides_whether_digits_are_a_number_or_a_text() {
     let options = kafka(&files, &env);
     assert_eq!(options.replication_factor, Some(3));
     let sasl = options.security.sasl.unwrap();
-    assert_eq!((sasl.username.as_str(), sasl.password.reveal().unwrap().as_str()), ("12", "12345"));
+    assert_eq!((sasl.username.as_deref(), sasl.password.as_ref().unwrap().reveal().unwrap().as_str()), (Some("12"), "12345"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use rdkafka::{
 
 use super::{
     Inner,
-    client::{OffThread, Probe, blocking},
+    client::{OffThread, PATIENCE, Probe, TopicFacts, blocking},
     codes,
     config::{self, Watch},
     error,
@@ -35,20 +35,27 @@ type Admin = OffThread<AdminClient<Watch>>;
 pub(super) type Settings = BTreeMap<String, String>;
 
 fn admin(inner: &Inner) -> Result<Admin> {
-    let made: Result<AdminClient<Watch>, _> = config::base(&inner.options)?.create_with_context(Watch::default());
-    made.map(OffThread::new).map_err(|cause| error::not_made(&cause))
+    let made: Result<AdminClient<Watch>, _> = config::base(&inner.options)?.create_with_context(Watch::of(&inner.options));
+    let admin = made.map(OffThread::new).map_err(|cause| error::not_made(&cause))?;
+    Watch::admit(admin.inner())?;
+    Ok(admin)
 }
 
 /// The topics as they are.
 pub(super) async fn topics(inner: &Inner, names: &[String]) -> Result<Vec<Option<TopicState>>> {
     let probe = inner.probe()?;
     let names = names.to_vec();
-    blocking(move || names.iter().map(|name| Ok(probe.topic(name)?.map(|facts| state(name, facts.partitions)))).collect()).await
-}
-
-/// The wrapper does not tell a topic's id.
-fn state(name: &str, partitions: u32) -> TopicState {
-    TopicState { name: name.to_owned(), partitions, id: String::new() }
+    blocking(move || {
+        let facts: Vec<_> = names.iter().map(|name| probe.topic(name)).collect::<Result<_>>()?;
+        let there: Vec<&str> = names.iter().zip(&facts).filter(|(_, facts)| facts.is_some()).map(|(name, _)| &**name).collect();
+        let mut ids = probe.describe(&there, PATIENCE)?.into_iter().map(|topic| topic.id);
+        let state = |(name, facts): (String, Option<TopicFacts>)| {
+            let partitions = facts?.partitions;
+            Some(TopicState { name, partitions, id: ids.next().unwrap_or_default() })
+        };
+        Ok(names.iter().cloned().zip(facts).map(state).collect())
+    })
+    .await
 }
 
 /// Creates what is missing, waits for it, verifies all.
@@ -60,7 +67,13 @@ pub(super) async fn ensure(inner: &Inner, specs: &[TopicSpec]) -> Result<Vec<Top
         create(inner, &missing).await?;
     }
     let probe = inner.probe()?;
-    let states = blocking(move || names.iter().map(|name| wait_for_leaders(&probe, name)).collect::<Result<Vec<_>>>()).await?;
+    let waited = names.clone();
+    blocking(move || waited.iter().try_for_each(|name| wait_for_leaders(&probe, name))).await?;
+    let vanished =
+        |name: &str| Error::new(&codes::TOPIC_VANISHED, "a topic was deleted while the connector started").at("topic", name);
+    let states = topics(inner, &names).await?.into_iter().zip(&names);
+    let states: Vec<TopicState> = states.map(|(state, name)| state.ok_or_else(|| vanished(name))).collect::<Result<_>>()?;
+    inner.remember(&states);
     let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let settings = settings(inner, &names).await?;
     for ((spec, state), settings) in specs.iter().zip(&states).zip(&settings) {
@@ -106,13 +119,13 @@ fn creation_hint(code: RDKafkaErrorCode) -> &'static str {
     }
 }
 
-fn wait_for_leaders(probe: &Probe, name: &str) -> Result<TopicState> {
+fn wait_for_leaders(probe: &Probe, name: &str) -> Result<()> {
     let deadline = Instant::now() + LEADERS_LIMIT;
     loop {
         if let Some(facts) = probe.topic(name)?
             && facts.writable
         {
-            return Ok(state(name, facts.partitions));
+            return Ok(());
         }
         if Instant::now() >= deadline {
             return Err(Error::new(&codes::NO_ANSWER, "a topic has partitions without a leader")
@@ -188,7 +201,7 @@ async fn describe(
     Ok(answer.into_iter().map(|result| result.map(entries)).collect())
 }
 
-fn verify(inner: &Inner, spec: &TopicSpec, state: &TopicState, settings: &Settings) -> Result<()> {
+pub(super) fn verify(inner: &Inner, spec: &TopicSpec, state: &TopicState, settings: &Settings) -> Result<()> {
     if let Some(partitions) = spec.partitions
         && partitions != state.partitions
     {

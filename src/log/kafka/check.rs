@@ -1,19 +1,31 @@
 //! Preflight of the cluster: what would keep the log from working, and what makes it weaker than it could be.
 
+use std::sync::Arc;
+
 use headwater_connector::{Error, Finding, Result};
 
-use super::{Inner, admin, client::blocking, codes};
+use super::{
+    Inner, admin,
+    client::{Brokers, PATIENCE, Probe, blocking},
+    codes,
+    ffi::{Cluster, Described, Operation},
+    versions,
+};
 
 /// A topic that nobody creates: asking for it tells the brokers.
 const NOBODY: &str = "check";
 
-pub(super) async fn run(inner: &Inner) -> Result<Vec<Finding>> {
+pub(super) async fn run(inner: &Arc<Inner>) -> Result<Vec<Finding>> {
     let probe = inner.probe()?;
     let name = format!("{}.{NOBODY}", inner.prefix);
-    let (brokers, cluster) = blocking(move || Ok((probe.brokers(&name)?, probe.cluster_id()))).await?;
-    let cluster = cluster.unwrap_or_else(|| "unnamed".into());
-    let mut findings = vec![Finding::ok(format!("Kafka cluster {cluster} answers, with {} broker(s)", brokers.len()))];
+    let Seen { brokers, id, cluster, transactions } = blocking(move || look(&probe, &name)).await?;
+    let id = id.unwrap_or_else(|| "unnamed".into());
+    let mut findings = vec![Finding::ok(format!("Kafka cluster {id} answers, with {} broker(s)", brokers.len()))];
+    let asking = Arc::clone(inner);
+    findings.extend(blocking(move || versions::check(&asking)).await?);
     connection(inner, &mut findings);
+    permissions(inner, &cluster, &mut findings);
+    state_of_transactions(inner, &transactions, brokers.len(), &mut findings);
     let Some((id, address)) = brokers.first() else { return Ok(findings) };
     match admin::broker_settings(inner, *id).await {
         Ok(settings) => broker(inner, &settings, brokers.len(), &mut findings),
@@ -25,6 +37,59 @@ pub(super) async fn run(inner: &Inner) -> Result<Vec<Finding>> {
         )),
     }
     Ok(findings)
+}
+
+/// What the brokers say about themselves.
+struct Seen {
+    brokers: Brokers,
+    id: Option<String>,
+    cluster: Cluster,
+    /// Where the brokers keep the state of transactions.
+    transactions: Vec<Described>,
+}
+
+fn look(probe: &Probe, name: &str) -> Result<Seen> {
+    let brokers = probe.brokers(name)?;
+    Ok(Seen {
+        id: probe.cluster_id(),
+        cluster: probe.cluster()?,
+        // It does not exist before the first transaction, and not everybody may look at it.
+        transactions: probe.describe(&["__transaction_state"], PATIENCE).unwrap_or_default(),
+        brokers,
+    })
+}
+
+/// Permissions on the cluster: who may create topics there need not be given them one by one.
+fn permissions(inner: &Inner, cluster: &Cluster, findings: &mut Vec<Finding>) {
+    if !cluster.has_controller {
+        findings.push(weak("the cluster has no controller now", "Look at the controllers' logs; topics cannot be created."));
+    }
+    if !cluster.operations.is_empty() && !cluster.operations.contains(&Operation::Create) {
+        let what = "the principal may not create topics everywhere; it needs Create for the topics that are missing";
+        let hint = format!(
+            "Run `kafka-acls.sh --bootstrap-server {} --add --allow-principal User:PRINCIPAL --operation Create --topic {} \
+             --resource-pattern-type prefixed` if it was not, or create the topics by hand.",
+            inner.server(),
+            inner.prefix
+        );
+        findings.push(weak(what, &hint));
+    }
+}
+
+/// A transaction that the brokers forget is neither committed nor aborted.
+fn state_of_transactions(inner: &Inner, topics: &[Described], brokers: usize, findings: &mut Vec<Finding>) {
+    for topic in topics.iter().filter(|topic| topic.error.is_none()) {
+        if topic.replicas == 1 && brokers > 1 {
+            let what = "the brokers keep the state of transactions in one replica, in __transaction_state";
+            let hint = "Run `kafka-reassign-partitions.sh --execute` with three replicas for every partition of the topic.";
+            findings.push(weak(what, hint));
+        } else if topic.in_sync < topic.replicas {
+            let what = format!("__transaction_state has {} of {} replicas in sync", topic.in_sync, topic.replicas);
+            let tool = format!("kafka-topics.sh --bootstrap-server {}", inner.server());
+            let hint = format!("Run `{tool} --describe --topic __transaction_state` and start the brokers that are away.");
+            findings.push(weak(&what, &hint));
+        }
+    }
 }
 
 fn connection(inner: &Inner, findings: &mut Vec<Finding>) {

@@ -20,6 +20,7 @@ use super::{
     codes,
     config::{self, Isolation, Watch},
     error,
+    ffi::{self, Cluster, Described},
 };
 use crate::log::kafka::Options;
 
@@ -30,7 +31,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 const SLICE: Duration = Duration::from_secs(1);
 
 /// With no broker reachable for this long, waiting on is the supervisor's business.
-const ALL_DOWN_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const ALL_DOWN_LIMIT: Duration = Duration::from_secs(3);
 
 /// Runs a call that blocks on a thread of its own.
 ///
@@ -80,9 +81,11 @@ impl<T: Send + 'static> Drop for OffThread<T> {
 pub(super) type Consuming = BaseConsumer<Watch>;
 
 /// A client that asks about topics and offsets; its own events must be served by whoever uses it.
-pub(super) fn consumer(config: &ClientConfig) -> Result<OffThread<Consuming>> {
-    let made: KafkaResult<Consuming> = config.create_with_context(Watch::default());
-    made.map(OffThread::new).map_err(|cause| error::not_made(&cause))
+pub(super) fn consumer(options: &Options, config: &ClientConfig) -> Result<OffThread<Consuming>> {
+    let made: KafkaResult<Consuming> = config.create_with_context(Watch::of(options));
+    let consumer = made.map(OffThread::new).map_err(|cause| error::not_made(&cause))?;
+    Watch::admit(consumer.client())?;
+    Ok(consumer)
 }
 
 /// A question about topics and offsets.
@@ -105,8 +108,8 @@ pub(super) type Brokers = Vec<(i32, String)>;
 
 impl Probe {
     pub(super) fn new(options: &Options) -> Result<Arc<Self>> {
-        let client = consumer(&config::consumer(options, Isolation::Uncommitted)?)?;
-        let committed = consumer(&config::consumer(options, Isolation::Committed)?)?;
+        let client = consumer(options, &config::consumer(options, Isolation::Uncommitted)?)?;
+        let committed = consumer(options, &config::consumer(options, Isolation::Committed)?)?;
         Ok(Arc::new(Self { client, committed }))
     }
 
@@ -129,6 +132,26 @@ impl Probe {
             }))
         })
         .map_err(|failed| failed.at("topic", name))
+    }
+
+    /// Topics with their ids and what we may do with them, in the order asked for.
+    pub(super) fn describe(&self, names: &[&str], patience: Duration) -> Result<Vec<Described>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = patiently(&self.client, patience, "the topics cannot be described", |wait| {
+            ffi::describe_topics(self.client.client(), names, wait)
+        })?;
+        // The answer need not keep the order.
+        let of = |name: &&str| found.iter().find(|topic| topic.name == **name).cloned();
+        names.iter().map(of).collect::<Option<Vec<_>>>().ok_or_else(|| Error::new(&codes::NO_ANSWER, "the answer lacks a topic"))
+    }
+
+    /// The cluster, and what we may do with it.
+    pub(super) fn cluster(&self) -> Result<Cluster> {
+        patiently(&self.client, PATIENCE, "the cluster cannot be described", |wait| {
+            ffi::describe_cluster(self.client.client(), wait)
+        })
     }
 
     /// The brokers. `name` is any topic; it need not exist and is not created.
@@ -157,7 +180,12 @@ impl Probe {
 
 /// First offset and end of a partition; the end is that of the consumer's isolation level.
 fn watermarks(client: &Consuming, topic: &str, partition: u32) -> Result<(u64, u64)> {
+    let mut again = false;
     let asked = patiently(client, PATIENCE, "the offsets of a partition cannot be read", |wait| {
+        // The client goes on to ask the broker that led the partition when it first asked, for minutes after that one died.
+        if std::mem::replace(&mut again, true) {
+            client.fetch_metadata(Some(topic), wait)?;
+        }
         client.fetch_watermarks(topic, partition as i32, wait)
     });
     let (low, high) = asked.map_err(|failed| failed.at("topic", topic).at("partition", partition))?;
@@ -173,6 +201,8 @@ fn patiently<T>(
 ) -> Result<T> {
     let began = Instant::now();
     client.context().forget();
+    // A token that was to be renewed since the last question is.
+    let _ = client.poll(Duration::ZERO);
     loop {
         let left = patience.saturating_sub(began.elapsed());
         let cause = match call(SLICE.min(left.max(Duration::from_millis(1)))) {

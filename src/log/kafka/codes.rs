@@ -13,4 +13,5 @@ headwater_connector::codes! { "src/log/kafka/codes";
     NOT_CREATED = "HW1249", Environment, "a topic cannot be created";
     RECYCLE = "HW1250", Retry, "the writer is replaced after a slow or disturbed commit";
     HISTORY_GONE = "HW1251", Lost, "records that were to be read next are gone";
+    TOO_OLD = "HW1252", Environment, "the Kafka cluster is too old";
 }

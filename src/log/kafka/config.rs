@@ -1,13 +1,17 @@
 //! The client's settings, and what its threads report.
 
-use std::sync::{
-    Mutex, OnceLock,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
-use headwater_connector::Result;
+use headwater_connector::{Error, Result, Secret};
 use rdkafka::{
     ClientContext,
+    client::{Client, OAuthToken},
     config::{ClientConfig, RDKafkaLogLevel},
     consumer::ConsumerContext,
     error::{KafkaError, RDKafkaErrorCode},
@@ -16,13 +20,21 @@ use rdkafka::{
 };
 use tracing::{debug, warn};
 
-use super::{Options, error};
+use super::{Options, codes, error, ffi, token, versions};
+
+pub(super) use super::token::Token;
 
 /// The client's queue holds a copy of what is being sent; beyond this the sender waits, so memory stays bounded.
 const QUEUE_KBYTES: u32 = 128 * 1024;
 
 /// Records of one request to a broker, before compression.
 const BATCH_BYTES: u64 = 1_000_000;
+
+/// What a record costs in a batch of its own beside key, value and headers: 61 bytes for the batch, 36 for its numbers.
+pub(super) const RECORD_OVERHEAD_BYTES: u64 = 97;
+
+/// What a header costs beside name and value.
+pub(super) const HEADER_OVERHEAD_BYTES: u64 = 10;
 
 /// Which records a consumer sees, and which end of a partition it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +93,18 @@ fn security(options: &Options, config: &mut ClientConfig) -> Result<()> {
     }
     if let Some(sasl) = &security.sasl {
         config.set("sasl.mechanism", sasl.mechanism.name());
-        config.set("sasl.username", &sasl.username);
-        config.set("sasl.password", sasl.password.reveal()?.as_str());
+        if let Some(username) = &sasl.username {
+            config.set("sasl.username", username);
+        }
+        if let Some(password) = &sasl.password {
+            config.set("sasl.password", password.reveal()?.as_str());
+        }
     }
     Ok(())
 }
 
-/// How long one request to a broker may take. Well below the transaction timeout: a broker that hangs must not cost the transaction.
+/// How long one request to a broker may take. Well below the transaction timeout: a broker that hangs must not cost the transaction
+/// (K3).
 pub(super) fn request_timeout_ms(options: &Options) -> u64 {
     (u64::from(options.transaction_timeout_seconds) * 1000 / 2).min(30_000)
 }
@@ -167,9 +184,30 @@ pub(super) struct Watch {
     all_down: AtomicBool,
     network_errors: AtomicU64,
     undelivered: OnceLock<(RDKafkaErrorCode, String)>,
+    token: Option<Secret>,
+    /// The newest version of each request that a broker understands, where the client was asked to tell.
+    versions: Mutex<BTreeMap<i16, i16>>,
 }
 
 impl Watch {
+    /// For a client with these options.
+    pub(super) fn of(options: &Options) -> Self {
+        let token = options.security.sasl.as_ref().and_then(|sasl| sasl.token.clone());
+        Self { token, ..Self::default() }
+    }
+
+    /// Gives a new client its first token. It would ask by itself, but not every kind of client is listened to.
+    pub(super) fn admit(client: &Client<Self>) -> Result<()> {
+        let Some(secret) = &client.context().token else { return Ok(()) };
+        let set = ffi::set_token(client, &token::read(secret)?);
+        set.map_err(|reason| {
+            Error::new(&codes::LOGIN_FAILED, "the token cannot be used")
+                .at("option", "log.security.sasl.token")
+                .hint("Check that the option points to a token for these brokers.")
+                .caused_by(reason)
+        })
+    }
+
     /// The last error and its reason.
     pub(super) fn last(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.last.lock().expect("no panic while held").clone()
@@ -191,6 +229,11 @@ impl Watch {
         self.network_errors.load(Ordering::Acquire)
     }
 
+    /// The newest version of each request that the brokers understand, as far as the client told.
+    pub(super) fn versions(&self) -> BTreeMap<i16, i16> {
+        self.versions.lock().expect("no panic while held").clone()
+    }
+
     /// The first record that could not be delivered: why, and its topic.
     pub(super) fn undelivered(&self) -> Option<(RDKafkaErrorCode, &str)> {
         self.undelivered.get().map(|(code, topic)| (*code, topic.as_str()))
@@ -198,7 +241,18 @@ impl Watch {
 }
 
 impl ClientContext for Watch {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> std::result::Result<OAuthToken, Box<dyn std::error::Error>> {
+        let secret = self.token.as_ref().ok_or("there is no token")?;
+        let Token { value, principal, expires_ms } = token::read(secret).map_err(|failed| failed.what())?;
+        Ok(OAuthToken { token: value.to_string(), principal_name: principal, lifetime_ms: expires_ms })
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "APIVERSION" {
+            self.versions.lock().expect("no panic while held").extend(versions::parse(message));
+        }
         // What matters comes back as an error as well; as a warning here it would be told twice.
         if matches!(level, RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical) {
             warn!(facility, message, "kafka client");
@@ -208,7 +262,14 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let code = error::code_of(&error).unwrap_or(RDKafkaErrorCode::Fail);
+        let code = match error::code_of(&error).unwrap_or(RDKafkaErrorCode::Fail) {
+            // In TLS 1.3 a broker refuses our certificate after the handshake, which the client reports as a broken connection.
+            code if error::is_network(code) && reason.contains("SSL alert") => RDKafkaErrorCode::SSL,
+            // A client that renews its login twice within a second, as with a token of which little is left, is told this. The
+            // connection breaks and the next one logs in as usual, so it is no refusal.
+            _ if reason.contains("not valid in current SASL state") => RDKafkaErrorCode::BrokerTransportFailure,
+            code => code,
+        };
         debug!(?code, reason, "kafka client error");
         if error::is_network(code) {
             self.network_errors.fetch_add(1, Ordering::AcqRel);

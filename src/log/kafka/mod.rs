@@ -14,6 +14,7 @@
 
 mod admin;
 mod check;
+mod check_topics;
 mod client;
 pub mod codes;
 mod config;
@@ -23,6 +24,8 @@ mod options;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod token;
+mod versions;
 mod writer;
 
 use std::{
@@ -52,6 +55,8 @@ struct Inner {
     prefix: String,
     /// `max.message.bytes` by topic, as last read.
     limits: Mutex<BTreeMap<String, u64>>,
+    /// Topics by name with the ids they had when they were last ensured.
+    ids: Mutex<BTreeMap<String, String>>,
     /// Made at the first question.
     probe: Mutex<Option<Arc<Probe>>>,
 }
@@ -62,8 +67,8 @@ impl KafkaLog {
         if let Some(fault) = options.faults().into_iter().next() {
             return Err(fault);
         }
-        let (limits, probe) = (Mutex::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { options, prefix: prefix.to_owned(), limits, probe }) })
+        let (limits, ids, probe) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { options, prefix: prefix.to_owned(), limits, ids, probe }) })
     }
 }
 
@@ -74,6 +79,11 @@ impl Inner {
             return Ok(Arc::clone(probe));
         }
         Ok(Arc::clone(probe.insert(Probe::new(&self.options)?)))
+    }
+
+    fn remember(&self, states: &[TopicState]) {
+        let mut ids = self.ids.lock().expect("no panic while held");
+        ids.extend(states.iter().map(|state| (state.name.clone(), state.id.clone())));
     }
 
     fn is_checkpoint(&self, topic: &str) -> bool {
@@ -97,10 +107,15 @@ impl Inner {
 
     /// The command that changes a setting of a topic.
     fn alter_command(&self, topic: &str, setting: &str) -> String {
-        let server = self.options.bootstrap_servers.first().map_or("HOST:PORT", String::as_str);
+        let server = self.server();
         format!(
             "kafka-configs.sh --bootstrap-server {server} --alter --entity-type topics --entity-name {topic} --add-config {setting}"
         )
+    }
+
+    /// A broker for commands in hints.
+    fn server(&self) -> &str {
+        self.options.bootstrap_servers.first().map_or("HOST:PORT", String::as_str)
     }
 }
 
@@ -140,5 +155,9 @@ impl Log for KafkaLog {
 
     async fn check(&self) -> Result<Vec<Finding>> {
         check::run(&self.inner).await
+    }
+
+    async fn check_topics(&self, specs: &[TopicSpec]) -> Result<Vec<Finding>> {
+        check_topics::run(&self.inner, specs).await
     }
 }

@@ -135,15 +135,21 @@ impl Protocol {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sasl {
-    /// How the password is proved.
+    /// How we prove who we are.
     pub mechanism: Mechanism,
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: Secret,
+    /// The user; not for oauthbearer.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// The password; not for oauthbearer.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// The bearer token, for oauthbearer only. It is read again whenever the client needs one, so point it at a file that is
+    /// kept fresh: `{file: PATH}`.
+    #[serde(default)]
+    pub token: Option<Secret>,
 }
 
-/// How the password is proved.
+/// How we prove who we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mechanism {
@@ -155,6 +161,31 @@ pub enum Mechanism {
     /// SCRAM with SHA-512.
     #[serde(rename = "scram-sha-512")]
     ScramSha512,
+    /// A bearer token instead of a password: only over TLS.
+    Oauthbearer,
+}
+
+impl Sasl {
+    /// A login is a token, or a name with a password.
+    fn faults(&self, fault: &mut impl FnMut(&str, &str, &str)) {
+        let bearer = self.mechanism == Mechanism::Oauthbearer;
+        let parts = [
+            ("log.security.sasl.username", self.username.is_some(), !bearer),
+            ("log.security.sasl.password", self.password.is_some(), !bearer),
+            ("log.security.sasl.token", self.token.is_some(), bearer),
+        ];
+        for (option, given, needed) in parts {
+            if needed && !given {
+                fault(option, "it is missing", "Give it: oauthbearer takes a token, other mechanisms username and password.");
+            } else if given && !needed {
+                fault(
+                    option,
+                    "it would not be used",
+                    "Remove it: oauthbearer takes a token, other mechanisms username and password.",
+                );
+            }
+        }
+    }
 }
 
 impl Mechanism {
@@ -164,6 +195,7 @@ impl Mechanism {
             Self::Plain => "PLAIN",
             Self::ScramSha256 => "SCRAM-SHA-256",
             Self::ScramSha512 => "SCRAM-SHA-512",
+            Self::Oauthbearer => "OAUTHBEARER",
         }
     }
 }
@@ -206,6 +238,8 @@ const OWN_OPTION: &[(&str, &str)] = &[
     ("metadata.broker.list", "log.bootstrap_servers"),
     ("sasl.mechanism", "log.security.sasl.mechanism"),
     ("sasl.mechanisms", "log.security.sasl.mechanism"),
+    ("sasl.oauthbearer.config", "log.security.sasl.token"),
+    ("sasl.oauthbearer.method", "log.security.sasl.token"),
     ("sasl.password", "log.security.sasl.password"),
     ("sasl.username", "log.security.sasl.username"),
     ("security.protocol", "log.security.protocol"),
@@ -264,10 +298,13 @@ impl Options {
             let hint = "Choose sasl_ssl or sasl_plaintext, or remove log.security.sasl.";
             fault("log.security.protocol", "the login would not be used", hint);
         }
-        let plain = sasl.as_ref().is_some_and(|sasl| sasl.mechanism == Mechanism::Plain);
-        if plain && protocol == Protocol::SaslPlaintext && !self.is_loopback() {
+        let clear = |sasl: &Sasl| matches!(sasl.mechanism, Mechanism::Plain | Mechanism::Oauthbearer);
+        if sasl.as_ref().is_some_and(clear) && protocol == Protocol::SaslPlaintext && !self.is_loopback() {
             let hint = "Use sasl_ssl, or a SCRAM mechanism.";
-            fault("log.security.sasl.mechanism", "the password would cross the network in clear text", hint);
+            fault("log.security.sasl.mechanism", "the password or token would cross the network in clear text", hint);
+        }
+        if let Some(sasl) = sasl {
+            sasl.faults(fault);
         }
         if certificate_file.is_some() != key_file.is_some() {
             let hint = "Give both certificate_file and key_file, or neither.";

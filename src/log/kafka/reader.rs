@@ -51,10 +51,10 @@ pub(super) async fn last_records(inner: &Arc<Inner>, topic: &str, until: Until) 
         }
         let patience = Duration::from_secs(inner.options.transaction_timeout_seconds.into()) + ABORT_MARGIN;
         let deadline = Instant::now() + patience;
-        let consumer = client::consumer(&config::reader(&inner.options, &inner.prefix)?)?;
+        let consumer = client::consumer(&inner.options, &config::reader(&inner.options, &inner.prefix)?)?;
         let (first, mut end) = probe.stable(&topic, 0)?;
         if until == Until::TrueEnd {
-            end = wait_for_transactions(&probe, &topic, deadline)?;
+            end = wait_for_transactions(&inner, &probe, &topic, deadline)?;
         }
         let mut cursor = Cursor::new(consumer, &topic, 0, first)?;
         let mut last = Last::default();
@@ -77,7 +77,7 @@ pub(super) async fn last_records(inner: &Arc<Inner>, topic: &str, until: Until) 
 }
 
 /// Waits until nothing below the end of everything written is undecided, and returns that end.
-fn wait_for_transactions(probe: &Probe, topic: &str, deadline: Instant) -> Result<u64> {
+fn wait_for_transactions(inner: &Inner, probe: &Probe, topic: &str, deadline: Instant) -> Result<u64> {
     let end = probe.end(topic, 0)?;
     let mut pause = Duration::from_millis(2);
     loop {
@@ -90,12 +90,21 @@ fn wait_for_transactions(probe: &Probe, topic: &str, deadline: Instant) -> Resul
             return Err(Error::new(&codes::HANGING_TRANSACTION, what)
                 .at("topic", topic)
                 .at("partition", 0)
-                .hint("Run `headwater explain HW1244` for how to find and end it."));
+                .hint(hanging_hint(inner, topic, stable)));
         }
         // The brokers tell nobody when a transaction ends; it is asked for, less and less often.
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(200));
     }
+}
+
+/// The command that ends a transaction is told by where it begins; that is where everything before it is decided.
+fn hanging_hint(inner: &Inner, topic: &str, begin: u64) -> String {
+    let tool = format!("kafka-transactions.sh --bootstrap-server {}", inner.server());
+    format!(
+        "Find its producer and stop it, then run `{tool} abort --topic {topic} --partition 0 --start-offset {begin}`; \
+         `headwater explain HW1244` says more."
+    )
 }
 
 /// The last record of each key, in offset order.
@@ -134,7 +143,7 @@ pub(super) async fn open(inner: &Arc<Inner>, topic: &str, partition: u32, from: 
                 .at("topic", &topic)
                 .hint("Check the spelling; `headwater plan` lists the topics of every connector."));
         }
-        let consumer = client::consumer(&config::reader(&inner.options, &inner.prefix)?)?;
+        let consumer = client::consumer(&inner.options, &config::reader(&inner.options, &inner.prefix)?)?;
         let (first, end) = probe.stable(&topic, partition)?;
         let begin = match from {
             From::Earliest => first,
@@ -220,12 +229,22 @@ struct Cursor {
     next: u64,
     /// Records below are left out.
     wanted: u64,
+    /// Since when no broker could be reached, as far as is known.
+    down_since: Option<Instant>,
     buffer: VecDeque<StoredRecord>,
 }
 
 impl Cursor {
     fn new(consumer: OffThread<Consuming>, topic: &str, partition: u32, begin: u64) -> Result<Self> {
-        let cursor = Self { consumer, topic: topic.to_owned(), partition, next: begin, wanted: begin, buffer: VecDeque::new() };
+        let cursor = Self {
+            consumer,
+            topic: topic.to_owned(),
+            partition,
+            next: begin,
+            wanted: begin,
+            down_since: None,
+            buffer: VecDeque::new(),
+        };
         let mut place = TopicPartitionList::with_capacity(1);
         let assigned = place
             .add_partition_offset(topic, partition as i32, Offset::Offset(begin as i64))
@@ -246,18 +265,28 @@ impl Cursor {
                 None if self.buffer.is_empty() || !self.take_in_markers() => break,
                 None => {}
                 Some(Ok(record)) => {
+                    self.down_since = None;
                     self.next = record.offset + 1;
                     if record.offset >= self.wanted {
                         self.buffer.push_back(record);
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => ended = true,
-                Some(Err(cause)) if is_passing(&cause) => {}
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    self.down_since = None;
+                    ended = true;
+                }
+                Some(Err(cause)) if is_passing(&cause) || self.may_come_back(&cause) => {}
                 Some(Err(cause)) => return Err(self.failed(&cause)),
             }
         }
         self.take_in_markers();
         Ok(ended)
+    }
+
+    /// The client reports at once that its last connection broke, also if the next one is made a moment later.
+    fn may_come_back(&mut self, cause: &KafkaError) -> bool {
+        let down = error::code_of(cause) == Some(RDKafkaErrorCode::AllBrokersDown);
+        down && self.down_since.get_or_insert_with(Instant::now).elapsed() < client::ALL_DOWN_LIMIT
     }
 
     /// Markers of transactions move the consumer's position without being returned. True if there were any.

@@ -18,7 +18,7 @@ use super::{
     Inner, admin,
     client::{OffThread, blocking, stop_early},
     codes,
-    config::{self, Watch},
+    config::{self, HEADER_OVERHEAD_BYTES, RECORD_OVERHEAD_BYTES, Watch},
     error, ffi,
 };
 use crate::log::{LogWriter, Record, Transaction, codes as log, topic::transactional_id};
@@ -37,14 +37,15 @@ const COMMIT: Duration = Duration::from_millis(500);
 /// How long an abort may take; it is a courtesy to readers, who else wait until the transaction times out.
 const ABORT: Duration = Duration::from_secs(5);
 
+/// How often a running writer looks whether its topics are still the same. A client cannot tell a topic that was deleted and made
+/// anew between two of its requests, and would go on in the new one.
+const VERIFY_EVERY: Duration = Duration::from_secs(10);
+
+/// How long that look may take; if the brokers are in trouble, the commit tells.
+const VERIFY: Duration = Duration::from_secs(2);
+
 /// Producers that are tried before the supervisor takes over.
 const TRIES: u32 = 3;
-
-/// What a record costs in a batch of its own beside key, value and headers: 61 bytes for the batch, 36 for its numbers.
-const RECORD_OVERHEAD_BYTES: u64 = 97;
-
-/// What a header costs beside name and value.
-const HEADER_OVERHEAD_BYTES: u64 = 10;
 
 /// Fences the older writers of a connector and takes their place.
 pub(super) async fn open(inner: &Arc<Inner>, connector: &str) -> Result<Box<dyn LogWriter>> {
@@ -56,7 +57,8 @@ pub(super) async fn open(inner: &Arc<Inner>, connector: &str) -> Result<Box<dyn 
     // A batch is one request to a topic, so it must fit the topic with the lowest limit that may be written to.
     let batch_bytes = config::batch_bytes(limits.values().copied().min());
     let producer = producer(inner, &id, batch_bytes).await?;
-    Ok(Box::new(KafkaWriter { inner: Arc::clone(inner), id, batch_bytes, producer: Some(producer), doubt: None }))
+    let verified = Instant::now();
+    Ok(Box::new(KafkaWriter { inner: Arc::clone(inner), id, batch_bytes, producer: Some(producer), doubt: None, verified }))
 }
 
 async fn producer(inner: &Arc<Inner>, id: &str, batch_bytes: u64) -> Result<OffThread<Client>> {
@@ -89,8 +91,10 @@ fn is_doubt(failed: &Error) -> bool {
 
 fn initialized(inner: &Inner, id: &str, batch_bytes: u64, deadline: Instant) -> Result<OffThread<Client>> {
     const WHAT: &str = "the writer cannot be opened";
-    let made: KafkaResult<Client> = config::producer(&inner.options, id, batch_bytes)?.create_with_context(Watch::default());
+    let made: KafkaResult<Client> =
+        config::producer(&inner.options, id, batch_bytes)?.create_with_context(Watch::of(&inner.options));
     let client = OffThread::new(made.map_err(|cause| error::not_made(&cause))?);
+    Watch::admit(client.client())?;
     let began = Instant::now();
     loop {
         fault::point_with("C2", || drop(client.init_transactions(Duration::from_millis(1))));
@@ -125,6 +129,8 @@ struct KafkaWriter {
     producer: Option<OffThread<Client>>,
     /// Why the producer must not be used again although its last commit succeeded.
     doubt: Option<Doubt>,
+    /// When the topics were last seen to be the same.
+    verified: Instant,
 }
 
 /// A client that speaks this version of the transaction protocol may have repeated the request that ended a transaction; the
@@ -158,6 +164,10 @@ impl LogWriter for KafkaWriter {
             };
             return Err(Error::new(&codes::RECYCLE, what).at("transactional id", &self.id));
         }
+        if self.verified.elapsed() >= VERIFY_EVERY {
+            self.verify(&transaction).await?;
+            self.verified = Instant::now();
+        }
         self.prepare(&transaction).await?;
         let (id, options) = (self.id.clone(), &self.inner.options);
         let timeout = Duration::from_secs(options.transaction_timeout_seconds.into());
@@ -182,6 +192,39 @@ impl LogWriter for KafkaWriter {
 }
 
 impl KafkaWriter {
+    /// Refuses to go on into a topic that took the place of one that was written to before (K8).
+    async fn verify(&self, transaction: &Transaction) -> Result<()> {
+        let known: Vec<(String, String)> = {
+            let ids = self.inner.ids.lock().expect("no panic while held");
+            let known = |topic: &Arc<str>| ids.get_key_value(&**topic).map(|(name, id)| (name.clone(), id.clone()));
+            transaction.topics().iter().filter_map(known).filter(|(_, id)| !id.is_empty()).collect()
+        };
+        let (probe, names) = (self.inner.probe()?, known.clone());
+        let asked = blocking(move || {
+            let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+            probe.describe(&names, VERIFY)
+        });
+        let now = match asked.await {
+            Ok(now) => now,
+            Err(failed) => {
+                tracing::debug!(%failed, "the topics could not be looked at");
+                return Ok(());
+            }
+        };
+        for ((topic, id), now) in known.iter().zip(now) {
+            if let Some(code) = now.error.filter(|code| !error::passes(*code)) {
+                return Err(error::from_code(code, "a topic cannot be written to any more", &codes::NO_ANSWER).at("topic", topic));
+            }
+            if !now.id.is_empty() && now.id != *id {
+                let what = format!("the topic was made anew while it was written to: it had id {id}, and now has id {}", now.id);
+                return Err(Error::new(&log::TOPIC_RECREATED, what)
+                    .at("topic", topic)
+                    .hint("Find out what became of the old topic; run `headwater explain HW1206` for how to go on."));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a transaction with a record that is too large (K7), before anything is sent.
     async fn prepare(&self, transaction: &Transaction) -> Result<()> {
         let unknown: Vec<&str> = {
@@ -277,6 +320,7 @@ fn committed(client: &Client, transaction: &Transaction, timeout: Duration, slow
 fn send(client: &Client, transaction: &Transaction, record: &Record, deadline: Instant) -> Result<()> {
     let topic = &*transaction.topics()[record.topic as usize];
     let headers = transaction.headers(record);
+    // The key is never null, which a compacted topic would refuse (K10).
     let mut message = BaseRecord::<[u8], [u8]>::to(topic)
         .partition(record.partition as i32)
         // The client takes 0 for "now".
@@ -327,15 +371,24 @@ fn still_good(client: &Client, deadline: Instant) -> Result<()> {
 /// The error of a transaction that may or may not have happened.
 fn failed(client: &Client, cause: &KafkaError) -> Error {
     const WHAT: &str = "a transaction failed";
-    // A fatal error comes first and is the reason for the others, which only say that there was one.
+    // A fatal error comes first and is the reason for the others, which only say that there was one (K4).
     if let Some((code, reason)) = client.client().fatal_error() {
         return error::from_code(code, WHAT, &log::COMMIT_IN_DOUBT).caused_by(reason);
+    }
+    // Once a transaction has failed, the client throws away what is queued, and the first record that was thrown away is all that
+    // its reports tell. Asked to begin another transaction, which it cannot, it gives the reason.
+    let purged = matches!(error::code_of(cause), Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight));
+    if purged
+        && let Err(reason) = client.begin_transaction()
+        && error::code_of(&reason) != Some(RDKafkaErrorCode::State)
+    {
+        return error::from_client(&reason, WHAT, &log::COMMIT_IN_DOUBT);
     }
     error::from_client(cause, WHAT, &log::COMMIT_IN_DOUBT)
 }
 
 /// Drops a producer whose transaction failed, on a thread of its own. The abort spares readers the wait for the timeout; if a
-/// successor was faster, the brokers refuse it.
+/// successor was faster, or the abort itself fails, nothing is lost: the next writer ends what is left (K5).
 fn discard(client: OffThread<Client>) {
     let abort = move || {
         if client.client().fatal_error().is_none() {

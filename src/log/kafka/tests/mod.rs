@@ -1,7 +1,15 @@
 //! The promises of the log, held against a real broker.
 
-#[path = "../../../tests/support/kafka.rs"]
+#[path = "../../../../tests/support/kafka.rs"]
 mod server;
+
+#[path = "../../../../tests/support/proxy.rs"]
+mod proxy;
+
+mod cluster;
+mod proxied;
+mod security;
+mod topics;
 
 use std::{
     sync::{
@@ -299,6 +307,8 @@ async fn the_check_tells_what_is_weak_and_what_cannot_work() {
     assert!(findings.iter().any(|finding| finding.level == Level::Ok && finding.what.contains("1 broker")), "{findings:?}");
     assert!(findings.iter().any(|finding| finding.level == Level::Warning && finding.what.contains("one replica")));
     assert!(findings.iter().all(|finding| finding.level != Level::Error), "{findings:?}");
+    let release = findings.iter().find(|finding| finding.what.contains("protocol of Kafka"));
+    assert!(release.is_some_and(|found| found.level == Level::Ok && found.what.contains(" 4.")), "{findings:?}");
     let long = options(&Kafka::shared().bootstrap, r#","transaction_timeout_seconds":3600"#);
     let log = KafkaLog::new(long, PREFIX).unwrap();
     let findings = log.check().await.unwrap();
@@ -372,46 +382,4 @@ async fn reopen(log: &KafkaLog, id: &str, checkpoint: &str) -> (Box<dyn LogWrite
             Err(failed) => assert!(failed.kind() == Kind::Retry && Instant::now() < deadline, "{failed}"),
         }
     }
-}
-
-#[tokio::test]
-async fn a_broker_that_is_killed_costs_nothing_and_doubles_nothing() {
-    const COUNT: u32 = 1500;
-    let kafka = Kafka::start();
-    let (log, events, checkpoint, id) = (log_at(&kafka.bootstrap), "events", "headwater.c.checkpoint", "c");
-    log.ensure_topics(&[spec(events, 1), spec(checkpoint, 1)]).await.unwrap();
-    let (mut writer, mut number) = reopen(&log, id, checkpoint).await;
-    let progress = Arc::new(AtomicU32::new(0));
-    let seen = Arc::clone(&progress);
-    let kills = std::thread::spawn(move || {
-        for at in [200, 700] {
-            while seen.load(Ordering::Relaxed) < at {
-                std::thread::sleep(Duration::from_micros(100));
-            }
-            kafka.kill();
-            kafka.run();
-        }
-        kafka
-    });
-    let errors = {
-        let mut errors = 0;
-        while number < COUNT {
-            match writer.commit(numbered(events, checkpoint, number)).await {
-                Ok(_) => number += 1,
-                Err(failed) => {
-                    // The broker forgets nothing, so nobody is fenced for good; a timeout may look like it.
-                    assert!(matches!(failed.kind(), Kind::Retry | Kind::Fenced), "{failed}");
-                    errors += 1;
-                    (writer, number) = reopen(&log, id, checkpoint).await;
-                }
-            }
-            progress.store(number, Ordering::Relaxed);
-        }
-        errors
-    };
-    let kafka = kills.join().unwrap();
-    assert!(errors >= 1, "no kill met a commit");
-    let expected: Vec<String> = (0..COUNT).map(|number| number.to_string()).collect();
-    assert_eq!(keys(&read_all(&log, events, 0).await), expected);
-    drop(kafka);
 }
