@@ -263,10 +263,12 @@ async fn a_copied_slot_survives(major: u32) {
     let mut source = new.open(&start.identity, &position).await.unwrap();
     let (rows, position) = firsts(&mut *source, 2).await;
     assert_eq!(rows, ["1002", "1003"], "nothing lost, nothing twice");
+    let identity = source.identity().expect("where it reads").clone();
+    assert_eq!(identity.get("timeline"), Some("2"), "checkpoints from here on belong to the new history");
     source.close().await.unwrap();
     // The position is beyond the place where the new history began; it was once taken for one of the old history.
     standby.sql(&database, "INSERT INTO t VALUES (1004)");
-    let mut source = new.open(&start.identity, &position).await.unwrap();
+    let mut source = new.open(&identity, &position).await.unwrap();
     assert_eq!(firsts(&mut *source, 1).await.0, ["1004"]);
     source.close().await.unwrap();
 }
