@@ -57,7 +57,7 @@ fn after_a_lost_slot_a_reset_begins_a_new_era() {
     assert!(evidence.stdout.contains("does not exist") && evidence.stdout.contains("not in the topics"), "{}", evidence.said());
     let wrong = home.run(&["reset", "shop", "--incarnation", "00000000-0000-0000-0000-000000000000"]);
     wrong.expect_code(2);
-    assert!(wrong.stderr.contains("HW1179"), "{}", wrong.said());
+    assert!(wrong.stderr.contains("HW1178"), "{}", wrong.said());
     assert_eq!(home.start().exit_code(), Some(1));
 
     reset(&home, &["--reason", "the slot was dropped by hand"]);
@@ -197,7 +197,7 @@ fn a_checkpoint_topic_that_was_deleted_stops_the_connector() {
     let said = daemon.exit_code();
     let stderr = std::fs::read_to_string(home.path("stderr")).expect("its words");
     assert_eq!(said, Some(1), "{stderr}");
-    assert!(stderr.contains("HW1178"), "{stderr}");
+    assert!(stderr.contains("HW1207"), "{stderr}");
     let evidence = home.run(&["reset", "shop"]);
     assert_eq!(shown(&evidence, "incarnation"), "none");
     reset(&home, &[]);

@@ -9,6 +9,5 @@ headwater_connector::codes! { "src/pipeline/codes";
     UNKNOWN_CONNECTOR = "HW1175", Config, "no connector has this name";
     RELOAD_REFUSED = "HW1176", Config, "a change of the config needs a restart of the daemon";
     STOPPING = "HW1177", Environment, "the daemon is stopping";
-    CHECKPOINT_LOST = "HW1178", Lost, "the checkpoint of a connector is gone";
-    OTHER_INCARNATION = "HW1179", Config, "a reset names another incarnation";
+    OTHER_INCARNATION = "HW1178", Config, "a reset names another incarnation";
 }

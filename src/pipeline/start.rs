@@ -85,6 +85,8 @@ impl Progress {
             Rebirth::Anew(intent) => {
                 progress.incarnation = Uuid::new_v4();
                 (progress.identity, progress.position, progress.intent) = (None, None, intent);
+                // Whoever begins anew takes the topics as they are now.
+                progress.topic_ids.clear();
             }
             Rebirth::Elsewhere(identity) => progress.identity = Some(identity),
         }
@@ -192,10 +194,7 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     }
     let mut progress = match &checkpoint {
         Some(checkpoint) => Progress::resume(checkpoint, ingest.writer, internal.clone()),
-        None => {
-            refuse_lost(ingest, &internal).await?;
-            Progress::fresh(ingest.writer, internal.clone())
-        }
+        None => Progress::fresh(ingest.writer, internal.clone()),
     };
     let tables = checkpoint.map(|checkpoint| checkpoint.state.tables).unwrap_or_default();
     for state in &states {
@@ -224,17 +223,6 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
     let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, dead_letters);
     Ok(Started { writer, source, encoder, progress })
-}
-
-/// Without a checkpoint this should be a first start. Schemas that were published say that it is not: a new beginning would leave a
-/// gap, or repeat what is there, and nobody would know (C22).
-async fn refuse_lost(ingest: &Ingest, internal: &InternalTopics) -> Result<()> {
-    if ingest.log.peek_records(&internal.schema).await?.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(&codes::CHECKPOINT_LOST, "the connector has published events, but its checkpoint is gone")
-        .at("topic", &internal.checkpoint)
-        .hint(format!("Restore the topic, or run `headwater reset {}` to see what beginning anew would lose.", ingest.name)))
 }
 
 /// A pause outlives the daemon: nobody is fenced and the source is not asked until somebody resumes the connector.
