@@ -3,7 +3,6 @@
 #[allow(dead_code)]
 #[path = "../tests/support/common.rs"]
 mod common;
-#[allow(dead_code)]
 #[path = "../tests/support/kafka.rs"]
 pub mod kafka;
 #[allow(dead_code)]

@@ -33,7 +33,7 @@ fn later(point: &str) -> Option<u32> {
 fn work(database: &Database, number: u32) {
     let small = |n: u32| {
         let (from, to) = (1 + n % 20, 1 + (n + 7) % 20);
-        let body = if n % 2 == 0 { "repeat('x', 4000)" } else { "NULL" };
+        let body = if n.is_multiple_of(2) { "repeat('x', 4000)" } else { "NULL" };
         format!(
             "SELECT truth.transfer({from}, {to}, {n}); SELECT truth.put_account({n} % 5, 'owner {number}', true);
              SELECT truth.put_text('document', 'text {}', 'title {n}', {body}); SELECT truth.put_order('r', 'c', {n}, NULL);
@@ -44,8 +44,8 @@ fn work(database: &Database, number: u32) {
     (1..5).for_each(|n| database.sql(&small(n)));
     let rows = CUT * 3;
     database.sql(&format!("SELECT truth.put_account(1000 + n, 'bulk {number}', true) FROM generate_series(1, {rows}) n"));
-    let change = if number % 2 == 0 { "DROP COLUMN IF EXISTS" } else { "ADD COLUMN IF NOT EXISTS" };
-    let kind = if number % 2 == 0 { "" } else { "int" };
+    let change = if number.is_multiple_of(2) { "DROP COLUMN IF EXISTS" } else { "ADD COLUMN IF NOT EXISTS" };
+    let kind = if number.is_multiple_of(2) { "" } else { "int" };
     database.sql(&format!("ALTER TABLE shop.account {change} extra {kind}"));
     (5..8).for_each(|n| database.sql(&small(n)));
 }
