@@ -1,5 +1,7 @@
 //! Preflight: everything an operator should know, at once, each with the statement that mends it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use headwater_connector::{Action, Error, Finding, Result};
 
 use crate::{
@@ -8,7 +10,9 @@ use crate::{
     config::{LargeValues, Settings, SslMode},
     connection::{ident, literal},
     connector::{Selected, select},
-    creation, publication, slot,
+    creation,
+    error::protocol,
+    publication, slot,
     slot::Slot,
     standby,
 };
@@ -103,7 +107,35 @@ async fn server(catalog: &mut Catalog, settings: &Settings, found: &mut Vec<Find
     let (slots, senders): (i64, i64) = (number(row, 1)?, number(row, 2)?);
     capacity(found, "replication slot", "max_replication_slots", slots + i64::from(flag(row, 3)));
     capacity(found, "WAL sender", "max_wal_senders", senders);
+    clock(catalog, found).await?;
     limits(catalog, found).await
+}
+
+/// Seconds that two clocks may differ before lag in seconds, which compares them, misleads.
+const CLOCK_TOLERANCE: f64 = 2.0;
+
+/// Record timestamps are the server's, and lag in seconds compares them with our clock. Nothing else depends on either.
+async fn clock(catalog: &mut Catalog, found: &mut Vec<Finding>) -> Result<()> {
+    let before = SystemTime::now();
+    let theirs = catalog.value("SELECT extract(epoch FROM clock_timestamp())").await?;
+    let after = SystemTime::now();
+    let theirs: f64 = theirs.and_then(|text| text.parse().ok()).ok_or_else(|| protocol("the server's clock cannot be read"))?;
+    let ours = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    found.push(judge_clock(theirs, (ours(before), ours(after))));
+    Ok(())
+}
+
+/// The server's answer was given at some time between two looks at our clock.
+fn judge_clock(theirs: f64, (before, after): (f64, f64)) -> Finding {
+    let difference = if theirs < before { theirs - before } else { (theirs - after).max(0.0) };
+    if difference.abs() <= CLOCK_TOLERANCE {
+        return Finding::ok("the server's clock and ours agree");
+    }
+    let direction = if difference > 0.0 { "ahead of" } else { "behind" };
+    Finding::warning(
+        Error::new(&codes::CLOCK, format!("the server's clock is {:.0} s {direction} ours", difference.abs()))
+            .hint("Set both clocks by NTP; until then, timestamps of records and lag in seconds are off by as much."),
+    )
 }
 
 /// What can make the server give the slot up, or keep it for nobody.
@@ -308,6 +340,8 @@ pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) ->
 
 #[cfg(test)]
 mod tests {
+    use headwater_connector::Level;
+
     use super::*;
 
     #[test]
@@ -316,5 +350,14 @@ mod tests {
             assert!(loses_rows_of_new_tables(bad) && !loses_rows_of_new_tables(bad + 1), "{bad}");
         }
         assert!(!loses_rows_of_new_tables(180_000));
+    }
+
+    #[test]
+    fn only_a_clock_that_is_off_is_worth_a_warning() {
+        let level = |theirs| judge_clock(theirs, (1000.0, 1000.5)).level;
+        assert_eq!([level(1000.2), level(998.1), level(1002.4)], [Level::Ok; 3]);
+        assert_eq!([level(997.0), level(1003.0)], [Level::Warning; 2]);
+        let what = judge_clock(1060.5, (1000.0, 1000.5)).what;
+        assert_eq!(what, "the server's clock is 60 s ahead of ours");
     }
 }

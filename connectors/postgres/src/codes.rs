@@ -54,4 +54,5 @@ headwater_connector::codes! { "codes";
     UNPROVEN = "HW2050", Environment, "the server did not prove that it knows the password";
     NOT_POSTGRES = "HW2051", Environment, "what answers is not PostgreSQL";
     NOTHING_TO_REBIND = "HW2060", Config, "there is no position to keep";
+    CLOCK = "HW2061", Environment, "the server's clock differs from ours";
 }

@@ -44,6 +44,7 @@ async fn a_server_in_order_gives_no_error() {
         "the role may replicate",
         "a replication slot is free",
         "a WAL sender is free",
+        "clock and ours agree",
         "keeps up to 1GB",
         "gives up a dead connection after 10s",
         "keyed by id",
