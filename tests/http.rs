@@ -116,16 +116,29 @@ fn metrics_count_what_was_published() {
         ("headwater_failures_total{connector=\"shop\"}", 0.0, 0.0),
         ("headwater_commits_total{connector=\"shop\"}", 1.0, 1e6),
         ("headwater_record_bytes_total{connector=\"shop\"}", 100.0, 1e6),
-        ("headwater_commit_seconds_total{connector=\"shop\"}", f64::MIN_POSITIVE, 1e6),
+        ("headwater_commit_duration_seconds_sum{connector=\"shop\"}", f64::MIN_POSITIVE, 1e6),
+        ("headwater_commit_duration_seconds_count{connector=\"shop\"}", 1.0, 1e6),
+        ("headwater_commit_events_count{connector=\"shop\"}", 1.0, 1.0),
+        ("headwater_source_retained_bytes{connector=\"shop\"}", 0.0, 1e12),
+        ("headwater_last_commit_timestamp_seconds{connector=\"shop\"}", 1.7e9, 1e10),
+        ("headwater_resident_memory_bytes", 1e6, 1e9),
+        ("headwater_open_files", 5.0, 1000.0),
+        ("headwater_config_refused", 0.0, 0.0),
     ] {
         let found = value(&page, name);
         assert!((least..=most).contains(&found), "{name} is {found}, not from {least} to {most}");
     }
-    // What docs/operating.md lists is there, and described.
-    let documented = std::fs::read_to_string(crate::support::root().join("docs/operating.md")).expect("the page");
+    // What the reference lists is there, and described.
+    let documented = std::fs::read_to_string(crate::support::root().join("docs/reference/metrics.md")).expect("the page");
     let mut listed = 0;
     for line in documented.lines().filter(|line| line.starts_with("| `headwater_")) {
-        let name = line.trim_start_matches("| `").split(['{', '`']).next().expect("a name").trim_end_matches("_total");
+        let name = line
+            .trim_start_matches("| `")
+            .split(['{', '`'])
+            .next()
+            .expect("a name")
+            .trim_end_matches("_total")
+            .trim_end_matches("_info");
         assert!(page.contains(&format!("# HELP {name} ")), "{name} is documented and not served");
         listed += 1;
     }

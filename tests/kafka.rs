@@ -70,7 +70,8 @@ fn id(record: &Record) -> u64 {
 /// The example of the documentation, with nothing changed but the places of the servers.
 #[test]
 fn the_example_for_kafka_works_as_it_stands() {
-    let (kafka, server) = (Kafka::shared(), Postgres::shared());
+    // A broker of its own: the example has the default names, which other tests use too.
+    let (kafka, server) = (&Kafka::start(), Postgres::shared());
     let database = server.database();
     database.sql(
         "CREATE TABLE public.orders (id int PRIMARY KEY, status text, internal_note text);

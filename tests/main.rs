@@ -10,6 +10,7 @@ mod http;
 mod ingest;
 mod kafka;
 mod kill;
+mod monitoring;
 mod reset;
 mod shutdown;
 mod support;

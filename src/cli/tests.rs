@@ -284,3 +284,11 @@ fn the_list_of_codes_is_fresh() {
     }
     assert!(!stale, "docs/reference/codes.md was stale and is rewritten now; commit it");
 }
+
+#[test]
+fn the_guide_tells_of_every_stop_that_only_a_person_ends() {
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operating.md")).unwrap();
+    let grave = explain::all().into_iter().filter(|code| matches!(code.kind, Kind::Lost | Kind::Fenced));
+    let missing: Vec<&str> = grave.map(|code| code.id).filter(|id| !guide.contains(&format!("[{id}]"))).collect();
+    assert!(missing.is_empty(), "docs/operating.md, `Stop states`, lacks {missing:?}");
+}

@@ -1,100 +1,325 @@
-//! The metrics page, filled when it is asked for.
+//! The metrics page, filled when it is asked for. One list says what each metric is called, where its value comes from, what it
+//! means and what to do about it; the page and its reference are made from it.
 
-use std::sync::atomic::Ordering;
+use std::{fmt, sync::Arc, sync::atomic::Ordering};
 
+use headwater_connector::Retention;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
+    metrics::MetricType,
     registry::Registry,
 };
 
-use crate::pipeline::{Handle, handle::State};
+use crate::pipeline::{
+    Handle,
+    handle::{ConnectorView, State, Status},
+    histogram::Spread,
+};
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Connector {
-    connector: String,
+const STATES: [(State, &str); 5] = [
+    (State::Starting, "starting"),
+    (State::Streaming, "streaming"),
+    (State::Retrying, "retrying"),
+    (State::Paused, "paused"),
+    (State::Stopped, "stopped"),
+];
+
+/// One metric.
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
+    meaning: &'static str,
+    todo: &'static str,
+    source: Source,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConnectorState {
-    connector: String,
-    state: String,
+/// Where a value comes from; none leaves the series out.
+enum Source {
+    /// One series per connector and state.
+    State,
+    Gauge(fn(&Sample) -> Option<f64>),
+    Counter(fn(&Sample) -> u64),
+    Histogram(fn(&Sample) -> Spread, f64),
+    /// One series for the process.
+    Process(fn(&Page) -> Option<f64>),
+    /// The version as a label.
+    Build,
 }
 
-type FloatGauge = Gauge<f64, std::sync::atomic::AtomicU64>;
-
-/// Every metric, once: name, meaning and where its value comes from.
-#[derive(Default)]
-struct Metrics {
-    state: Family<ConnectorState, Gauge>,
-    lag_bytes: Family<Connector, Gauge>,
-    lag_seconds: Family<Connector, FloatGauge>,
-    events: Family<Connector, Counter>,
-    bytes: Family<Connector, Counter>,
-    commits: Family<Connector, Counter>,
-    commit_seconds: Family<Connector, Counter<f64, std::sync::atomic::AtomicU64>>,
-    dead_letters: Family<Connector, Counter>,
-    failures: Family<Connector, Counter>,
+/// A connector at the moment of the scrape.
+struct Sample {
+    status: Arc<Status>,
+    view: ConnectorView,
+    retention: Retention,
 }
 
-impl Metrics {
-    fn register(&self, registry: &mut Registry) {
-        registry.register("headwater_connector_state", "1 for the state that the connector is in", self.state.clone());
-        registry.register("headwater_lag_bytes", "Bytes of source log not yet in the topics", self.lag_bytes.clone());
-        registry.register(
-            "headwater_lag_seconds",
-            "Age of the newest published event while there is more to publish; 0 when caught up",
-            self.lag_seconds.clone(),
-        );
-        registry.register("headwater_events", "Events committed to topics", self.events.clone());
-        registry.register("headwater_record_bytes", "Bytes of committed records", self.bytes.clone());
-        registry.register("headwater_commits", "Log transactions committed", self.commits.clone());
-        registry.register("headwater_commit_seconds", "Seconds spent waiting for commits", self.commit_seconds.clone());
-        registry.register("headwater_dead_letters", "Rows sent to the dead-letter topic", self.dead_letters.clone());
-        registry.register("headwater_failures", "Attempts of a connector that ended in an error", self.failures.clone());
+/// Everything that a scrape shows.
+struct Page {
+    samples: Vec<Sample>,
+    config_refused: bool,
+}
+
+const METRICS: &[Metric] = &[
+    Metric {
+        name: "headwater_connector_state",
+        unit: "",
+        meaning: "1 for the state that the connector is in, 0 for the others",
+        todo: "Anything but `streaming` or `paused` for minutes: `headwater status` says why",
+        source: Source::State,
+    },
+    Metric {
+        name: "headwater_lag_bytes",
+        unit: "bytes",
+        meaning: "Source log that is not yet in the topics; absent while it cannot be measured",
+        todo: "Grows without end: the log or the daemon is slower than the source; look at commit durations",
+        source: Source::Gauge(|sample| sample.view.lag.bytes.map(|bytes| bytes as f64)),
+    },
+    Metric {
+        name: "headwater_lag_seconds",
+        unit: "seconds",
+        meaning: "Age of the newest published event while there is more to publish; 0 when caught up",
+        todo: "As for bytes; a jump with few bytes is one long source transaction",
+        source: Source::Gauge(|sample| sample.view.lag.seconds),
+    },
+    Metric {
+        name: "headwater_source_retained_bytes",
+        unit: "bytes",
+        meaning: "Log on the source's disk that it keeps for this connector",
+        todo: "Grows: the connector is behind, paused or stopped, or a long transaction is open at the source",
+        source: Source::Gauge(|sample| sample.retention.held_bytes.map(|bytes| bytes as f64)),
+    },
+    Metric {
+        name: "headwater_source_safe_bytes",
+        unit: "bytes",
+        meaning: "What the source may still write before it gives this connector's place up; absent without a limit",
+        todo: "Near 0 the position is about to be lost: let the connector catch up, or raise the server's limit",
+        source: Source::Gauge(|sample| sample.retention.left_bytes.map(|bytes| bytes as f64)),
+    },
+    Metric {
+        name: "headwater_last_commit_timestamp_seconds",
+        unit: "seconds",
+        meaning: "When the last log transaction was committed, since 1970; absent before the first",
+        todo: "Stands still while lag is above 0: the log does not take commits; see the daemon's own log",
+        source: Source::Gauge(|sample| match sample.status.counters.committed_us.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(at as f64 / 1e6),
+        }),
+    },
+    Metric {
+        name: "headwater_events",
+        unit: "",
+        meaning: "Events committed to topics",
+        todo: "Its rate is the throughput",
+        source: Source::Counter(|sample| sample.status.counters.events.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_record_bytes",
+        unit: "bytes",
+        meaning: "Bytes of committed records, checkpoints included",
+        todo: "For capacity planning",
+        source: Source::Counter(|sample| sample.status.counters.bytes.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_commits",
+        unit: "",
+        meaning: "Log transactions committed",
+        todo: "Events per commit tell how well work is gathered",
+        source: Source::Counter(|sample| sample.status.counters.commits.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_commit_duration_seconds",
+        unit: "seconds",
+        meaning: "How long commits took",
+        todo: "High: the brokers or the disk are slow; nothing is lost, latency grows",
+        source: Source::Histogram(|sample| sample.status.counters.commit_us.spread(), 1e6),
+    },
+    Metric {
+        name: "headwater_commit_events",
+        unit: "",
+        meaning: "Events in each commit that had any",
+        todo: "Always near `commit.max_events`: the connector works through a backlog",
+        source: Source::Histogram(|sample| sample.status.counters.commit_events.spread(), 1.0),
+    },
+    Metric {
+        name: "headwater_dead_letters",
+        unit: "",
+        meaning: "Rows sent to the dead-letter topic",
+        todo: "Above 0: read `headwater tail headwater.CONNECTOR.dead`, mend the rows at the source",
+        source: Source::Counter(|sample| sample.status.counters.dead_letters.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_failures",
+        unit: "",
+        meaning: "Attempts of a connector that ended in an error",
+        todo: "Rises: `headwater status` shows the last error",
+        source: Source::Counter(|sample| sample.status.counters.failures.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_config_refused",
+        unit: "",
+        meaning: "1 while newer config files were refused and older ones are in force",
+        todo: "`headwater status` says what is wrong with them; mend it and send SIGHUP",
+        source: Source::Process(|page| Some(f64::from(u8::from(page.config_refused)))),
+    },
+    Metric {
+        name: "headwater_resident_memory_bytes",
+        unit: "bytes",
+        meaning: "Resident memory of the process",
+        todo: "Steadily above 200 MiB is a bug: report it",
+        source: Source::Process(|_| resident_bytes()),
+    },
+    Metric {
+        name: "headwater_open_files",
+        unit: "",
+        meaning: "File descriptors that the process has open",
+        todo: "Grows steadily: a leak; report it",
+        source: Source::Process(|_| std::fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64)),
+    },
+    Metric {
+        name: "headwater_build",
+        unit: "",
+        meaning: "The version, as a label of a series that is always 1",
+        todo: "Compare instances",
+        source: Source::Build,
+    },
+];
+
+impl Metric {
+    fn kind(&self) -> MetricType {
+        match self.source {
+            Source::State | Source::Gauge(_) | Source::Process(_) => MetricType::Gauge,
+            Source::Counter(_) => MetricType::Counter,
+            Source::Histogram(..) => MetricType::Histogram,
+            Source::Build => MetricType::Info,
+        }
+    }
+
+    fn labels(&self) -> &'static str {
+        match self.source {
+            Source::State => "connector, state",
+            Source::Gauge(_) | Source::Counter(_) | Source::Histogram(..) => "connector",
+            Source::Process(_) => "",
+            Source::Build => "version",
+        }
+    }
+
+    /// As it is called in queries.
+    fn series(&self) -> String {
+        let suffix = match self.source {
+            Source::Counter(_) => "_total",
+            Source::Build => "_info",
+            _ => "",
+        };
+        format!("{}{suffix}", self.name)
+    }
+
+    fn encode(&self, page: &Page, mut encoder: MetricEncoder) -> fmt::Result {
+        match self.source {
+            Source::Process(value) => value(page).map_or(Ok(()), |value| encoder.encode_gauge(&value)),
+            Source::Build => encoder.encode_info(&[("version", env!("CARGO_PKG_VERSION"))]),
+            _ => page.samples.iter().try_for_each(|sample| self.encode_one(sample, &mut encoder)),
+        }
+    }
+
+    fn encode_one(&self, sample: &Sample, encoder: &mut MetricEncoder) -> fmt::Result {
+        let labels = [("connector", sample.view.name.as_str())];
+        match self.source {
+            Source::State => STATES.iter().try_for_each(|(state, word)| {
+                let labels = [labels[0], ("state", *word)];
+                encoder.encode_family(&labels)?.encode_gauge(&i64::from(sample.view.state == *state))
+            }),
+            Source::Gauge(value) => value(sample).map_or(Ok(()), |value| encoder.encode_family(&labels)?.encode_gauge(&value)),
+            Source::Counter(value) => encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value(sample), None),
+            Source::Histogram(value, scale) => {
+                let Spread { sum, count, buckets } = value(sample);
+                let within: u64 = buckets.iter().map(|(_, count)| count).sum();
+                let mut buckets: Vec<(f64, u64)> =
+                    buckets.into_iter().map(|(bound, count)| (bound as f64 / scale, count)).collect();
+                // The encoder writes the last bucket of all as +Inf.
+                buckets.push((f64::MAX, count - within));
+                encoder.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum as f64 / scale, count, &buckets, None)
+            }
+            Source::Process(_) | Source::Build => Ok(()),
+        }
+    }
+}
+
+/// The registry wants its collectors printable.
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        METRICS.iter().try_for_each(|metric| {
+            let descriptor = encoder.encode_descriptor(metric.name, metric.meaning, None, metric.kind())?;
+            metric.encode(self, descriptor)
+        })
     }
 }
 
 /// The page in the OpenMetrics text format.
 pub async fn page(handle: &Handle) -> String {
-    let metrics = Metrics::default();
+    let connectors = handle.connectors();
+    let tasks: Vec<_> = connectors
+        .into_iter()
+        .map(|status| {
+            tokio::spawn(async move {
+                let (view, retention) = tokio::join!(status.view(), status.retention());
+                Sample { status, view, retention }
+            })
+        })
+        .collect();
+    let mut samples = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        // A sample neither panics nor is cancelled.
+        samples.extend(task.await);
+    }
     let mut registry = Registry::default();
-    metrics.register(&mut registry);
-    for view in handle.status().await {
-        let label = Connector { connector: view.name.clone() };
-        for (state, word) in [
-            (State::Starting, "starting"),
-            (State::Streaming, "streaming"),
-            (State::Retrying, "retrying"),
-            (State::Paused, "paused"),
-            (State::Stopped, "stopped"),
-        ] {
-            let label = ConnectorState { connector: view.name.clone(), state: word.to_owned() };
-            metrics.state.get_or_create(&label).set(i64::from(view.state == state));
-        }
-        if let Some(bytes) = view.lag.bytes {
-            metrics.lag_bytes.get_or_create(&label).set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        }
-        if let Some(seconds) = view.lag.seconds {
-            metrics.lag_seconds.get_or_create(&label).set(seconds);
-        }
-    }
-    for status in handle.connectors() {
-        let label = Connector { connector: status.name().to_owned() };
-        let counters = &status.counters;
-        for (family, value) in [
-            (&metrics.events, &counters.events),
-            (&metrics.bytes, &counters.bytes),
-            (&metrics.commits, &counters.commits),
-            (&metrics.dead_letters, &counters.dead_letters),
-            (&metrics.failures, &counters.failures),
-        ] {
-            family.get_or_create(&label).inc_by(value.load(Ordering::Relaxed));
-        }
-        metrics.commit_seconds.get_or_create(&label).inc_by(counters.commit_us.load(Ordering::Relaxed) as f64 / 1e6);
-    }
+    registry.register_collector(Box::new(Page { samples, config_refused: !handle.config().errors.is_empty() }));
     let mut page = String::new();
     // Writing to a String cannot fail.
     let _ = encode(&mut page, &registry);
     page
+}
+
+/// Linux alone says it this way; elsewhere the series is absent.
+fn resident_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024.0)
+}
+
+/// The reference page of all metrics, in Markdown.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "# Metrics\n\n`GET /metrics` on the daemon's HTTP address, in the OpenMetrics text format. Everything is measured at the moment of \
+         the scrape.\nCounters begin at 0 with the process. Made from the code; alert rules and a dashboard are in \
+         `config/monitoring`.\n\n| Series | Type | Unit | Labels | Meaning | What to do |\n|---|---|---|---|---|---|\n",
+    );
+    for metric in METRICS {
+        let kind = metric.kind();
+        let (series, unit, labels, meaning, todo) = (metric.series(), metric.unit, metric.labels(), metric.meaning, metric.todo);
+        page.push_str(&format!("| `{series}` | {} | {unit} | {labels} | {meaning} | {todo} |\n", kind.as_str()));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_metrics_is_fresh() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/metrics.md");
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        if found != reference() {
+            std::fs::write(&path, reference()).unwrap();
+            panic!("docs/reference/metrics.md was stale and is rewritten now; commit it");
+        }
+    }
 }

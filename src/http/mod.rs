@@ -1,7 +1,7 @@
 //! HTTP on loopback: health, readiness, metrics, status.
 
 pub mod codes;
-mod metrics;
+pub mod metrics;
 
 use std::net::SocketAddr;
 

@@ -4,17 +4,18 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use headwater_connector::{Error, Monitor, Position, Result};
+use headwater_connector::{Error, Monitor, Position, Result, Retention};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     daemon::{Action, Change, Command},
+    histogram::Histogram,
     now_us,
     start::Claims,
 };
@@ -50,7 +51,7 @@ pub struct Status {
 }
 
 /// Counters since the daemon started.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     /// Events committed to topics.
     pub events: AtomicU64,
@@ -58,12 +59,31 @@ pub struct Counters {
     pub bytes: AtomicU64,
     /// Log transactions committed.
     pub commits: AtomicU64,
-    /// Microseconds spent waiting for commits.
-    pub commit_us: AtomicU64,
+    /// Microseconds that each commit took.
+    pub commit_us: Histogram<12>,
+    /// Events in each commit that had any.
+    pub commit_events: Histogram<6>,
+    /// When the last commit was made, in microseconds since 1970; 0 before the first.
+    pub committed_us: AtomicI64,
     /// Rows sent to the dead-letter topic.
     pub dead_letters: AtomicU64,
     /// Attempts that ended in an error.
     pub failures: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            events: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            commit_us: Histogram::new([1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000, 30_000].map(|ms: u64| ms * 1000)),
+            commit_events: Histogram::new([1, 10, 100, 1000, 10_000, 100_000]),
+            committed_us: AtomicI64::new(0),
+            dead_letters: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
 }
 
 struct Inner {
@@ -167,7 +187,11 @@ impl Status {
         self.counters.bytes.fetch_add(commit.bytes, Ordering::Relaxed);
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.counters.dead_letters.fetch_add(commit.dead_letters, Ordering::Relaxed);
-        self.counters.commit_us.fetch_add(commit.took.as_micros() as u64, Ordering::Relaxed);
+        self.counters.commit_us.record(commit.took.as_micros() as u64);
+        if commit.events > 0 {
+            self.counters.commit_events.record(commit.events);
+        }
+        self.counters.committed_us.store(now_us(), Ordering::Relaxed);
         let mut inner = self.lock();
         inner.position = Some(position.clone());
         inner.newest_us = commit.newest_us.or(inner.newest_us);
@@ -231,6 +255,12 @@ impl Status {
         let events = self.counters.events.load(Ordering::Relaxed);
         let name = self.name.clone();
         ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error }
+    }
+
+    /// What the source's server keeps for this connector; nothing while it cannot be asked.
+    pub async fn retention(&self) -> Retention {
+        let Some(monitor) = self.lock().monitor.clone() else { return Retention::default() };
+        tokio::time::timeout(LAG_WAIT, monitor.retention()).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

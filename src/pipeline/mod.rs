@@ -7,6 +7,7 @@
 pub mod codes;
 pub mod daemon;
 pub mod handle;
+pub mod histogram;
 pub mod ingest;
 pub mod preflight;
 pub mod reload;

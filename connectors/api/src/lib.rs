@@ -50,4 +50,4 @@ pub use position::{Identity, Position};
 pub use schema::{Column, Fingerprint, Schema, Type};
 pub use secret::Secret;
 pub use sink::{Sink, SinkRecord};
-pub use source::{Limits, Monitor, Source};
+pub use source::{Limits, Monitor, Retention, Source};

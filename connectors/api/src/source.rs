@@ -64,4 +64,18 @@ pub trait Monitor: Send + Sync {
     /// Bytes of log between `committed` and the end of the server's log; 0 once everything that was committed at the
     /// server when the call began is covered by `committed`, also when the rest of the log is of no interest.
     async fn lag_bytes(&self, committed: &Position) -> Result<u64>;
+
+    /// What the server keeps for this source alone; by default nothing is known.
+    async fn retention(&self) -> Result<Retention> {
+        Ok(Retention::default())
+    }
+}
+
+/// Log that a server may not forget because of one source. None where the kind of server does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Bytes of log on the server's disk that it keeps for this source.
+    pub held_bytes: Option<u64>,
+    /// Bytes that may still be written before the server gives the source up; none without such a limit. Not negative.
+    pub left_bytes: Option<u64>,
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use headwater_connector::{Monitor, Position, Result};
+use headwater_connector::{Monitor, Position, Result, Retention};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     config::Server,
-    connection::{Connection, Purpose},
+    connection::{Connection, Purpose, literal},
     error::protocol,
     position::{Lsn, Place},
     slot::END_OF_LOG,
@@ -34,6 +34,7 @@ pub struct Quiet {
 /// See the module's page.
 pub struct StreamMonitor {
     server: Server,
+    slot: String,
     session: Mutex<Option<Connection>>,
     shared: Arc<Shared>,
     quiet: watch::Receiver<Quiet>,
@@ -41,30 +42,31 @@ pub struct StreamMonitor {
 
 impl StreamMonitor {
     /// Connects at the first question.
-    pub fn new(server: Server, shared: Arc<Shared>, quiet: watch::Receiver<Quiet>) -> Self {
-        Self { server, session: Mutex::new(None), shared, quiet }
+    pub fn new(server: Server, slot: &str, shared: Arc<Shared>, quiet: watch::Receiver<Quiet>) -> Self {
+        Self { server, slot: slot.to_owned(), session: Mutex::new(None), shared, quiet }
     }
 
     async fn end_of_log(&self) -> Result<Lsn> {
+        let row = self.ask(&format!("SELECT {END_OF_LOG}")).await?;
+        let text = row.first().and_then(Option::as_deref).unwrap_or_default();
+        text.parse().map_err(|()| protocol("the server's log position cannot be read"))
+    }
+
+    /// The first row of the answer; empty if it has none.
+    async fn ask(&self, sql: &str) -> Result<Vec<Option<String>>> {
         let mut session = self.session.lock().await;
         // A session that sat idle may have been ended by the server: one fresh try.
         if let Some(mut connection) = session.take()
-            && let Ok(end) = ask_end(&mut connection).await
+            && let Ok(rows) = connection.query(sql).await
         {
             *session = Some(connection);
-            return Ok(end);
+            return Ok(rows.into_iter().next().unwrap_or_default());
         }
         let mut connection = Connection::open(&self.server, Purpose::Sql).await?;
-        let end = ask_end(&mut connection).await?;
+        let rows = connection.query(sql).await?;
         *session = Some(connection);
-        Ok(end)
+        Ok(rows.into_iter().next().unwrap_or_default())
     }
-}
-
-async fn ask_end(connection: &mut Connection) -> Result<Lsn> {
-    let rows = connection.query(&format!("SELECT {END_OF_LOG}")).await?;
-    let text = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).unwrap_or_default();
-    text.parse().map_err(|()| protocol("the server's log position cannot be read"))
 }
 
 #[async_trait]
@@ -89,5 +91,17 @@ impl Monitor for StreamMonitor {
             return Ok(0);
         }
         Ok(end.0.saturating_sub(place.base.0).max(1))
+    }
+
+    async fn retention(&self) -> Result<Retention> {
+        let slot = literal(&self.slot);
+        let row = self
+            .ask(&format!(
+                "SELECT trunc(pg_wal_lsn_diff({END_OF_LOG}, restart_lsn)), greatest(safe_wal_size, 0) \
+                 FROM pg_replication_slots WHERE slot_name = {slot}"
+            ))
+            .await?;
+        let number = |at: usize| row.get(at).and_then(Option::as_deref).and_then(|text| text.parse().ok());
+        Ok(Retention { held_bytes: number(0), left_bytes: number(1) })
     }
 }
