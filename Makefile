@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench kill soak
+.PHONY: demo test lint bench kill soak compose-test
 
 demo: ; @scripts/demo.sh   # a shop on a real PostgreSQL, and a daemon that gets killed
 test: ; @scripts/test.sh   # every check and test, on real servers
@@ -6,3 +6,4 @@ lint: ; @scripts/lint.sh   # format and clippy; dependencies too where cargo-den
 bench: ; @scripts/bench.sh # beside pg_recvlogical, on the same backlog
 kill: ; @HEADWATER_KILLS=$${HEADWATER_KILLS:-30} cargo test --test blackbox -- --nocapture kills_lose # more kills, both logs
 soak: ; @scripts/soak.sh   # at least a thousand kills on both logs, as a table
+compose-test: ; @scripts/compose-test.sh # docker-compose.yml on an engine that is there
