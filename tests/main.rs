@@ -5,6 +5,7 @@ mod checker;
 mod cli;
 mod control;
 mod crash;
+mod drift;
 mod embedded;
 mod http;
 mod ingest;

@@ -39,6 +39,8 @@ struct Connector {
     lag: Option<Lag>,
     #[serde(default)]
     error: Option<LastError>,
+    #[serde(default)]
+    findings: Vec<LastError>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -144,6 +146,7 @@ fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
         if let Some(error) = &connector.error {
             write_error(&connector.name, error, output)?;
         }
+        connector.findings.iter().try_for_each(|finding| write_error(&connector.name, finding, output))?;
     }
     let Some(config) = status.config.as_ref().filter(|config| !config.errors.is_empty()) else { return Ok(()) };
     output.line(&format!("\nNewer config files were not taken; those of {} are in force:", config.loaded_at))?;

@@ -66,6 +66,9 @@ pub struct TableState {
     pub topic: String,
     /// Fingerprint of the schema that was published last.
     pub schema: String,
+    /// Its key columns, in key order; empty in records of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
 }
 
 /// Both records as read at a start.

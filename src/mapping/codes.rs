@@ -8,4 +8,5 @@ headwater_connector::codes! { "src/mapping/codes";
     KEY_COLUMN_EXCLUDED = "HW1154", Config, "a key column is excluded";
     NO_KEY = "HW1155", Data, "a row cannot be keyed";
     NOT_REPRESENTABLE = "HW1156", Data, "a row cannot be represented";
+    KEY_CHANGED = "HW1157", Config, "the key of a table changed";
 }

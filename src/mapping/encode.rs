@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write, sync::Arc};
 use headwater_connector::{Batch, Before, Change, Error, Kind, Op, Result, Row, Schema, codes as contract, fault, json};
 
 use super::{
-    Routes,
+    Routes, codes,
     key::{KeyWriter, no_key},
     payload::PayloadWriter,
 };
@@ -166,6 +166,7 @@ impl Encoder {
         };
         let route = self.routes.get(&schema.table).ok_or_else(unrouted)?;
         let partitions = self.partitions.get(&route.topic).copied().ok_or_else(unrouted)?;
+        self.refuse_another_key(schema, &route.topic)?;
         let columns = route.columns.as_ref();
         let mut published = (**schema).clone();
         let takes = |name: &str| columns.is_none_or(|choice| choice.takes(name));
@@ -182,6 +183,17 @@ impl Encoder {
             payload: PayloadWriter::new(schema, columns),
             source: Arc::clone(schema),
         })
+    }
+
+    /// Under another key the same rows would be there twice, and tombstones would miss their rows (P4).
+    fn refuse_another_key(&self, schema: &Schema, topic: &str) -> Result<()> {
+        let known = self.tables.get(&schema.table).filter(|state| state.topic == topic && !state.key.is_empty());
+        let Some(known) = known.filter(|state| state.key != schema.key_names()) else { return Ok(()) };
+        let what = format!("its key was ({}) and is ({}) now", known.key.join(", "), schema.key_names().join(", "));
+        Err(Error::new(&codes::KEY_CHANGED, what)
+            .at("table", &schema.table)
+            .at("topic", topic)
+            .hint("Set `key:` of the table to the old columns, or give it another topic, in which it begins anew."))
     }
 
     fn topic_index(&self, topic: &str) -> u32 {
@@ -202,7 +214,8 @@ impl Encoder {
         let record = compiled.published.record(&self.connector, &compiled.entity).to_string();
         let value = out.write(|bytes| bytes.extend_from_slice(record.as_bytes()));
         out.push_record(topic, 0, timestamp_ms(batch, change), key, Some(value));
-        let state = TableState { topic: compiled.topic_name.clone(), schema: compiled.fingerprint.clone() };
+        let key = compiled.source.key_names().into_iter().map(str::to_owned).collect();
+        let state = TableState { topic: compiled.topic_name.clone(), schema: compiled.fingerprint.clone(), key };
         self.tables.insert(table.clone(), state);
         true
     }

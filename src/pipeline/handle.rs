@@ -140,6 +140,9 @@ pub struct ConnectorView {
     pub events: u64,
     /// The last error, until things go well again.
     pub error: Option<ErrorView>,
+    /// Where topics and tables differ although the connector goes on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<ErrorView>,
 }
 
 /// Lag; null where it cannot be measured now.
@@ -248,13 +251,14 @@ impl Status {
             let rate = rate(&inner.samples, self.counters.events.load(Ordering::Relaxed));
             (inner.state, inner.position.clone(), inner.error.clone(), inner.monitor.clone(), inner.newest_us, rate)
         };
+        let findings = monitor.iter().flat_map(|monitor| monitor.findings()).map(|error| ErrorView::from(&error)).collect();
         let lag = match (&position, monitor) {
             (Some(position), Some(monitor)) => measure(position, &*monitor, newest_us).await,
             _ => Lag::default(),
         };
         let events = self.counters.events.load(Ordering::Relaxed);
         let name = self.name.clone();
-        ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error }
+        ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error, findings }
     }
 
     /// What the source's server keeps for this connector; nothing while it cannot be asked.

@@ -138,7 +138,8 @@ pub async fn reset(ingest: &Ingest, request: &Request) -> Result<(Uuid, u32)> {
     let mut out = Transaction::default();
     write_audit(&internal, era, &audit, &mut out);
     bury_strangers(&internal, &records, &mut out);
-    let tables = checkpoint.map(|checkpoint| checkpoint.state.tables).unwrap_or_default();
+    // Whoever begins anew takes the tables as they are now, keys and schemas included.
+    let tables = checkpoint.filter(|_| request.rebind).map(|checkpoint| checkpoint.state.tables).unwrap_or_default();
     commit_checkpoint_in(&mut *writer, &mut progress, None, Some(&tables), out).await?;
     writer.close().await;
     Ok((progress.incarnation(), era))

@@ -65,6 +65,11 @@ pub trait Monitor: Send + Sync {
     /// server when the call began is covered by `committed`, also when the rest of the log is of no interest.
     async fn lag_bytes(&self, committed: &Position) -> Result<u64>;
 
+    /// Where the topics differ from the tables although the source goes on, with what mends it. Does not ask the server.
+    fn findings(&self) -> Vec<crate::Error> {
+        Vec::new()
+    }
+
     /// What the server keeps for this source alone; by default nothing is known.
     async fn retention(&self) -> Result<Retention> {
         Ok(Retention::default())

@@ -53,6 +53,8 @@ headwater_connector::codes! { "codes";
     CLIENT_CERTIFICATE = "HW2049", Environment, "the client's certificate cannot be used";
     UNPROVEN = "HW2050", Environment, "the server did not prove that it knows the password";
     NOT_POSTGRES = "HW2051", Environment, "what answers is not PostgreSQL";
+    PARTITIONS_CHANGED = "HW2056", Environment, "partitions changed without events";
+    UNCAPTURED = "HW2057", Environment, "a table matches the options and is not captured yet";
     NOTHING_TO_REBIND = "HW2060", Config, "there is no position to keep";
     CLOCK = "HW2061", Environment, "the server's clock differs from ours";
 }

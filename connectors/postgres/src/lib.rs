@@ -25,6 +25,7 @@ mod connector;
 mod creation;
 mod decode;
 mod decoder;
+mod drift;
 mod error;
 mod monitor;
 mod pgoutput;

@@ -1,9 +1,12 @@
 //! Lag at the moment of asking, measured over a session of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex as Shown, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use headwater_connector::{Monitor, Position, Result, Retention};
+use headwater_connector::{Error, Monitor, Position, Result, Retention};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -38,12 +41,19 @@ pub struct StreamMonitor {
     session: Mutex<Option<Connection>>,
     shared: Arc<Shared>,
     quiet: watch::Receiver<Quiet>,
+    drift: Arc<Shown<Vec<Error>>>,
 }
 
 impl StreamMonitor {
     /// Connects at the first question.
-    pub fn new(server: Server, slot: &str, shared: Arc<Shared>, quiet: watch::Receiver<Quiet>) -> Self {
-        Self { server, slot: slot.to_owned(), session: Mutex::new(None), shared, quiet }
+    pub fn new(
+        server: Server,
+        slot: &str,
+        shared: Arc<Shared>,
+        quiet: watch::Receiver<Quiet>,
+        drift: Arc<Shown<Vec<Error>>>,
+    ) -> Self {
+        Self { server, slot: slot.to_owned(), session: Mutex::new(None), shared, quiet, drift }
     }
 
     async fn end_of_log(&self) -> Result<Lsn> {
@@ -103,5 +113,13 @@ impl Monitor for StreamMonitor {
             .await?;
         let number = |at: usize| row.get(at).and_then(Option::as_deref).and_then(|text| text.parse().ok());
         Ok(Retention { held_bytes: number(0), left_bytes: number(1) })
+    }
+
+    fn findings(&self) -> Vec<Error> {
+        let copy = |error: &Error| {
+            let again = Error::new(error.code(), error.what()).hint(error.hint_text());
+            error.place().iter().fold(again, |again, (label, value)| again.at(label, value))
+        };
+        self.drift.lock().unwrap_or_else(PoisonError::into_inner).iter().map(copy).collect()
     }
 }

@@ -55,7 +55,8 @@ impl PostgresSource {
     /// `stream` runs from `place` on the server that `identity` names.
     pub fn new(settings: Arc<Settings>, identity: Identity, stream: Stream, place: Place, watch: Watch) -> Self {
         let (quiet, watching) = watch::channel(Quiet { read_to: Lsn(0), changes_end: place.base });
-        let monitor = StreamMonitor::new(settings.server.clone(), &settings.slot, Arc::clone(&stream.shared), watching);
+        let monitor =
+            StreamMonitor::new(settings.server.clone(), &settings.slot, Arc::clone(&stream.shared), watching, watch.drift());
         Self {
             catalog: Catalog::new(settings.server.clone()),
             decoder: Decoder::new(place, settings.on_truncate),

@@ -104,6 +104,11 @@ impl Postgres {
         Self { bin, directory, port, major }
     }
 
+    /// The port on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")

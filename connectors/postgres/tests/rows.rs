@@ -1,0 +1,347 @@
+//! What the stream makes of every kind of transaction and of every kind of publication (rows P1 to P13, P22 and P23 of the field's
+//! known traps), on a real server.
+
+mod support;
+
+use std::fmt::Write as _;
+
+use headwater_connector::{Batch, Before, Change, Kind, Limits, Position, Source, SourceConnector, Start, Value};
+use serde_json::json;
+use support::{begin, connector, eventually, is, next, next_error, shared};
+
+struct Running {
+    database: String,
+    connector: Box<dyn SourceConnector>,
+    start: Start,
+    source: Box<dyn Source>,
+}
+
+impl Running {
+    /// A database after these statements, and a connector over `public.*` that streams.
+    async fn over(statements: &str, options: serde_json::Value) -> Self {
+        let database = shared().database();
+        shared().sql(&database, statements);
+        let connector = connector(&shared().url(&database), options);
+        let start = begin(&*connector).await;
+        let source = connector.open(&start.identity, &start.position).await.unwrap();
+        Self { database, connector, start, source }
+    }
+
+    fn sql(&self, statements: &str) -> String {
+        shared().sql(&self.database, statements)
+    }
+
+    /// Runs statements and reads until a row of the table `mark` says that all is there.
+    async fn told(&mut self, statements: &str) -> Vec<String> {
+        self.sql(statements);
+        self.until_marked().await
+    }
+
+    async fn until_marked(&mut self) -> Vec<String> {
+        self.sql("INSERT INTO mark VALUES (DEFAULT)");
+        let mut told = Vec::new();
+        loop {
+            let batch = next(&mut *self.source).await.unwrap();
+            told.extend(batch.changes().iter().map(|change| text(&batch, change)));
+            if told.last().is_some_and(|last| last.starts_with("Insert mark")) {
+                told.pop();
+                return told;
+            }
+        }
+    }
+}
+
+const MARK: &str = "CREATE TABLE mark (id serial PRIMARY KEY);";
+
+fn text(batch: &Batch, change: &Change) -> String {
+    let row = |row| {
+        let cells: Vec<String> = batch
+            .values(row)
+            .map(|value| match value {
+                Value::Text(text) | Value::Json(text) => text.to_owned(),
+                Value::Null => "null".to_owned(),
+                Value::Unchanged => "-".to_owned(),
+                other => format!("{other:?}"),
+            })
+            .collect();
+        cells.join(",")
+    };
+    let table = batch.schemas()[change.schema as usize].table.trim_start_matches("public.").to_owned();
+    let mut text = format!("{:?} {table}", change.op);
+    if let Before::Key(old) | Before::Full(old) = change.before {
+        let _ = write!(text, " {}", row(old));
+    }
+    if let Some(new) = change.after {
+        let _ = write!(text, " > {}", row(new));
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_key_changes_in_one_transaction_keeps_its_order() {
+    let mut running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY, v text)"), json!({})).await;
+    let told = running
+        .told("BEGIN; INSERT INTO t VALUES (1, 'a'); UPDATE t SET id = 2; UPDATE t SET id = 3, v = 'b'; UPDATE t SET v = 'c'; DELETE FROM t; COMMIT")
+        .await;
+    assert_eq!(told, ["Insert t > 1,a", "Update t 1,- > 2,a", "Update t 2,- > 3,b", "Update t > 3,c", "Delete t 3,-"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savepoints_that_were_rolled_back_leave_nothing_64_deep() {
+    let mut running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY)"), json!({})).await;
+    let mut sql = String::from("BEGIN;");
+    for depth in 0..64 {
+        let _ = write!(sql, "INSERT INTO t VALUES ({depth}); SAVEPOINT s{depth}; INSERT INTO t VALUES ({});", 1000 + depth);
+        if depth % 2 == 0 {
+            let _ = write!(sql, "ROLLBACK TO s{depth};");
+        }
+    }
+    sql.push_str("COMMIT; BEGIN; INSERT INTO t VALUES (5000); ROLLBACK;");
+    let told = running.told(&sql).await;
+    let expected: Vec<String> = (0..64)
+        .flat_map(|depth| [Some(depth), (depth % 2 == 1).then_some(1000 + depth)])
+        .flatten()
+        .map(|id| format!("Insert t > {id}"))
+        .collect();
+    assert_eq!(told, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prepared_transactions_come_when_they_are_committed() {
+    // The shared server does not allow them.
+    let server = support::Postgres::start(&["max_prepared_transactions=10"], "");
+    let database = server.database();
+    server.sql(&database, "CREATE TABLE t (id int PRIMARY KEY)");
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(&*connector).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    server.sql(&database, "BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'one'");
+    server.sql(&database, "BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'two'");
+    server.sql(&database, "INSERT INTO t VALUES (3)");
+    server.sql(&database, "ROLLBACK PREPARED 'two'");
+    server.sql(&database, "COMMIT PREPARED 'one'");
+    server.sql(&database, "INSERT INTO t VALUES (4)");
+    let (ids, _) = support::firsts(&mut *source, 3).await;
+    assert_eq!(ids, ["3", "1", "4"]);
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_rows_share_a_place_is_cut_and_reopened_anywhere() {
+    let mut running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY, v text)"), json!({})).await;
+    // One statement fills whole pages with single records of the log, as COPY does: its rows share an LSN.
+    running.sql("INSERT INTO t SELECT n, 'v' FROM generate_series(1, 3000) n");
+    let mut seen = Vec::new();
+    let mut position = running.start.position.clone();
+    running.source.close().await.unwrap();
+    while seen.len() < 3000 {
+        let mut source = running.connector.open(&running.start.identity, &position).await.unwrap();
+        let mut batch = Batch::default();
+        let limits = Limits { max_changes: 700, ..Limits::default() };
+        while batch.changes().is_empty() {
+            source.next_batch(&mut batch, &limits).await.unwrap();
+        }
+        seen.extend(batch.changes().iter().map(|change| text(&batch, change)));
+        position = batch.position().unwrap().clone();
+        source.close().await.unwrap();
+    }
+    let expected: Vec<String> = (1..=3000).map(|id| format!("Insert t > {id},v")).collect();
+    assert!(seen == expected, "{} rows, or in another order", seen.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_touch_each_other_are_resumed_between_all_of_them() {
+    let running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY)"), json!({})).await;
+    running.source.close().await.unwrap();
+    // Empty transactions between them put commit records side by side.
+    for id in 0..12 {
+        shared().sql(
+            &running.database,
+            &format!("INSERT INTO t VALUES ({id}); SELECT pg_current_xact_id(); SELECT pg_current_xact_id()"),
+        );
+    }
+    let mut position: Position = running.start.position.clone();
+    for id in 0..12 {
+        let mut source = running.connector.open(&running.start.identity, &position).await.unwrap();
+        let limits = Limits { max_changes: 1, ..Limits::default() };
+        let mut batch = Batch::default();
+        while batch.changes().is_empty() {
+            source.next_batch(&mut batch, &limits).await.unwrap();
+        }
+        assert_eq!(text(&batch, &batch.changes()[0]), format!("Insert t > {id}"), "after {position}");
+        position = batch.position().unwrap().clone();
+        source.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interleaved_transactions_come_in_the_order_of_their_commits() {
+    let mut running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY)"), json!({})).await;
+    // Commit in an order of its own.
+    let order: Vec<usize> = (0..50).map(|at| (at * 37 + 11) % 50).collect();
+    let (database, commits) = (running.database.clone(), order.clone());
+    let work = move || {
+        let mut open: Vec<_> = (0..50).map(|_| support::sql::connect(shared().port(), &database).unwrap()).collect();
+        for (number, client) in open.iter_mut().enumerate() {
+            client.batch_execute(&format!("BEGIN; INSERT INTO t VALUES ({number})")).unwrap();
+        }
+        for (number, client) in open.iter_mut().enumerate() {
+            client.batch_execute(&format!("INSERT INTO t VALUES ({})", 100 + number)).unwrap();
+        }
+        for number in commits {
+            open[number].batch_execute("COMMIT").unwrap();
+        }
+    };
+    // The client blocks, and would not do so inside the runtime.
+    std::thread::spawn(work).join().unwrap();
+    let told = running.until_marked().await;
+    let expected: Vec<String> =
+        order.iter().flat_map(|number| [format!("Insert t > {number}"), format!("Insert t > {}", 100 + number)]).collect();
+    assert_eq!(told, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_transactions_and_other_databases_move_the_slot_along() {
+    let mut running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY)"), json!({})).await;
+    let elsewhere = shared().database();
+    shared().sql(&elsewhere, "CREATE TABLE noise (id int PRIMARY KEY, v text)");
+    running.sql(
+        "CREATE PROCEDURE nothing(n int) LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1 .. n LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
+    );
+    running.sql("SET synchronous_commit = off; CALL nothing(100000)");
+    shared().sql(&elsewhere, "INSERT INTO noise SELECT n, repeat('x', 500) FROM generate_series(1, 60000) n");
+    let end = running.sql("SELECT pg_current_wal_lsn()");
+    let reached = |running: &Running| {
+        running.sql(&format!(
+            "SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = 'hw_{}'",
+            running.database
+        ))
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(90);
+    while reached(&running) != "t" {
+        let mut batch = Batch::default();
+        running.source.next_batch(&mut batch, &Limits::default()).await.unwrap();
+        assert!(batch.changes().is_empty());
+        if let Some(position) = batch.position() {
+            running.source.ack(position).await.unwrap();
+        }
+        assert!(std::time::Instant::now() < deadline, "the slot stands still");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unchanged_large_values_are_absent_whatever_their_type() {
+    let large = "repeat(md5('a'), 300)";
+    let tables = format!(
+        "{MARK} CREATE TABLE t (id int PRIMARY KEY, v text, list text[], doc jsonb, preset text DEFAULT {large}, n int);
+         ALTER TABLE t ALTER v SET STORAGE EXTERNAL, ALTER list SET STORAGE EXTERNAL, ALTER doc SET STORAGE EXTERNAL, ALTER preset SET STORAGE EXTERNAL"
+    );
+    let insert =
+        format!("INSERT INTO t (id, v, list, doc) VALUES (1, {large}, ARRAY[{large}], jsonb_build_object('a', {large}))");
+    let mut running = Running::over(&tables, json!({})).await;
+    let told = running.told(&format!("{insert}; UPDATE t SET n = 1; UPDATE t SET id = 2; UPDATE t SET v = 'small'")).await;
+    assert_eq!(told[1..], ["Update t > 1,-,-,-,-,1", "Update t 1,-,-,-,-,- > 2,-,-,-,-,1", "Update t > 2,small,-,-,-,1"]);
+    // Under a full identity the old row fills them, also when the key changes.
+    let mut running = Running::over(&format!("{tables}; ALTER TABLE t REPLICA IDENTITY FULL"), json!({})).await;
+    let told = running.told(&format!("{insert}; UPDATE t SET n = 1; UPDATE t SET id = 2")).await;
+    for update in &told[1..] {
+        let (_, after) = update.split_once(" > ").unwrap();
+        assert!(after.len() > 4 * 9000 && !after.contains(",-,"), "{} characters", after.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_the_tables_whose_events_can_be_partial() {
+    let running = Running::over(
+        &format!(
+            "{MARK} CREATE TABLE small (id int PRIMARY KEY, n numeric(5,2)); CREATE TABLE large (id int PRIMARY KEY, v text)"
+        ),
+        json!({}),
+    )
+    .await;
+    let about = |findings: Vec<headwater_connector::Finding>| {
+        let partial = findings.into_iter().filter_map(|finding| finding.error).filter(|error| error.code().id == "HW2029");
+        partial.map(|error| error.to_string()).collect::<Vec<_>>().join("\n")
+    };
+    running.sql("INSERT INTO large SELECT 1, string_agg(md5(n::text), '') FROM generate_series(1, 1000) n");
+    let text = about(running.connector.check().await.unwrap());
+    assert!(text.contains("public.large") && !text.contains("public.small"), "{text}");
+    running.sql("ALTER TABLE large REPLICA IDENTITY FULL");
+    let text = about(running.connector.check().await.unwrap());
+    assert!(!text.contains("public.large"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_moves_to_another_partition_has_one_history() {
+    let mut running = Running::over(
+        &format!(
+            "{MARK} CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)"
+        ),
+        json!({}),
+    )
+    .await;
+    let told = running.told("INSERT INTO p VALUES (1, 'a'); UPDATE p SET id = 11; UPDATE p SET v = 'b'").await;
+    // The server moves it by a delete and an insert.
+    assert_eq!(told, ["Insert p > 1,a", "Delete p 1,-", "Insert p > 11,a", "Update p > 11,b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_filters_turn_updates_into_inserts_and_deletes() {
+    let database = shared().database();
+    shared().sql(
+        &database,
+        &format!(
+            "{MARK} CREATE TABLE t (id int PRIMARY KEY, v int, secret text); ALTER TABLE t REPLICA IDENTITY FULL;
+             CREATE TABLE u (id int PRIMARY KEY, v int, secret text);
+             CREATE PUBLICATION hw_{database} FOR TABLE t WHERE (v > 0), u (id, v), mark"
+        ),
+    );
+    let connector = connector(&shared().url(&database), json!({}));
+    let start = begin(&*connector).await;
+    let source = connector.open(&start.identity, &start.position).await.unwrap();
+    let mut running = Running { database, connector, start, source };
+    let told = running
+        .told(
+            "INSERT INTO t VALUES (1, 0, 's'); UPDATE t SET v = 1; UPDATE t SET v = 2; UPDATE t SET v = -1; DELETE FROM t;
+             INSERT INTO u VALUES (1, 5, 's'); UPDATE u SET v = 6",
+        )
+        .await;
+    assert_eq!(
+        told,
+        ["Insert t > 1,1,s", "Update t 1,1,s > 1,2,s", "Delete t 1,2,s", "Insert u > 1,5", "Update u > 1,6"],
+        "a row that leaves the filter is deleted, and a column outside the list is never sent"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncates_of_several_tables_stop_or_are_told_for_each() {
+    let tables = format!("{MARK} CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a)");
+    let mut running = Running::over(&tables, json!({ "on_truncate": "event" })).await;
+    let told =
+        running.told("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1, 1); TRUNCATE a CASCADE; INSERT INTO a VALUES (2)").await;
+    assert_eq!(told, ["Insert a > 1", "Insert b > 1,1", "Truncate a", "Truncate b", "Insert a > 2"]);
+    let mut running = Running::over(&tables, json!({})).await;
+    running.sql("TRUNCATE a CASCADE");
+    is(&next_error(&mut *running.source).await, "HW2025", Kind::Data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_of_tables_is_no_change_of_rows() {
+    let mut running = Running::over(
+        &format!(
+            "{MARK} CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'v' FROM generate_series(1, 100) n;
+             CREATE MATERIALIZED VIEW sums AS SELECT count(*) AS n FROM t; CREATE UNIQUE INDEX ON sums (n)"
+        ),
+        json!({}),
+    )
+    .await;
+    for statement in ["VACUUM FULL t", "CLUSTER t USING t_pkey", "REFRESH MATERIALIZED VIEW sums", "ANALYZE t", "REINDEX TABLE t"]
+    {
+        running.sql(statement);
+    }
+    assert_eq!(running.told("UPDATE t SET v = 'w' WHERE id = 7").await, ["Update t > 7,w"]);
+    eventually("the slot is in use", || {
+        running.sql(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = 'hw_{}'", running.database)) == "t"
+    });
+}
