@@ -152,3 +152,46 @@ async fn types_of_extensions_are_exact_text_with_their_name() {
     }
     source.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_added_and_renamed_in_mid_stream_flow() {
+    let (server, database) = (shared(), shared().database());
+    server.sql(&database, "CREATE TYPE public.mood AS ENUM ('sad'); CREATE TABLE public.t (id int PRIMARY KEY, m public.mood)");
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    for (id, change, label) in [
+        (1, "SELECT 1", "sad"),
+        (2, "ALTER TYPE public.mood ADD VALUE 'happy'", "happy"),
+        (3, "ALTER TYPE public.mood RENAME VALUE 'sad' TO 'blue'", "blue"),
+    ] {
+        server.sql(&database, change);
+        server.sql(&database, &format!("INSERT INTO public.t VALUES ({id}, '{label}')"));
+        let batch = next(source.as_mut()).await.unwrap();
+        assert_eq!(batch.value(batch.changes()[0].after.unwrap(), 1), Value::Text(label));
+    }
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_number_and_the_oddest_names_are_exact() {
+    let (server, database) = (shared(), shared().database());
+    let long = "n".repeat(63);
+    server.sql(
+        &database,
+        &format!(r#"CREATE TABLE public."Select ""it"" 😀" (id int PRIMARY KEY, "{long}" numeric, "😀 a.b" text, "order" text)"#),
+    );
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    let number = format!("{}.{}", "9".repeat(131_072), "1".repeat(16_383));
+    server.sql(&database, &format!(r#"INSERT INTO public."Select ""it"" 😀" VALUES (1, {number}, 'x', 'y')"#));
+    let batch = next(source.as_mut()).await.unwrap();
+    let (schema, row) = (&batch.schemas()[0], batch.changes()[0].after.unwrap());
+    assert_eq!(schema.table, "public.Select \"it\" 😀");
+    let names: Vec<&str> = schema.columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(names, ["id", long.as_str(), "😀 a.b", "order"]);
+    assert!(batch.value(row, 1) == Value::Text(&number), "the number differs");
+    assert_eq!(batch.value(row, 2), Value::Text("x"));
+    source.close().await.unwrap();
+}
