@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use headwater_connector::{Batch, ConnectorKind, Limits, SourceContext, Type, Value, json};
 use serde_json::json;
-use support::shared;
+use support::{begin, connector, next, shared};
 
 struct Line {
     sql_type: String,
@@ -56,7 +56,14 @@ async fn every_row_of_the_table_holds_under_hostile_defaults() {
          CREATE DOMAIN public.price AS numeric(10,2);
          CREATE DOMAIN public.dear AS public.price;
          CREATE DOMAIN public.moments AS timestamptz(3)[];
-         CREATE TYPE public.pair AS (a int, b text);",
+         CREATE DOMAIN public.grid AS public.price[];
+         CREATE DOMAIN public.mesh AS public.grid;
+         CREATE TYPE public.pair AS (a int, b text);
+         CREATE TYPE public.span AS RANGE (subtype = float8);
+         CREATE TYPE public.tag;
+         CREATE FUNCTION public.tag_in(cstring) RETURNS public.tag AS 'textin' LANGUAGE internal IMMUTABLE STRICT;
+         CREATE FUNCTION public.tag_out(public.tag) RETURNS cstring AS 'textout' LANGUAGE internal IMMUTABLE STRICT;
+         CREATE TYPE public.tag (INPUT = public.tag_in, OUTPUT = public.tag_out, LIKE = text, DELIMITER = ';');",
     );
     let columns: Vec<String> = lines.iter().enumerate().map(|(at, line)| format!("c{at} {}", line.sql_type)).collect();
     server.sql(&database, &format!("CREATE TABLE public.t (id int PRIMARY KEY, {})", columns.join(", ")));
@@ -109,5 +116,82 @@ async fn every_row_of_the_table_holds_under_hostile_defaults() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     let tables = connector.tables().await.unwrap();
     assert_eq!(*tables[0].schema, **schema, "the catalogue and the stream tell the same schema");
+    source.close().await.unwrap();
+}
+
+/// Servers without the contributed modules prove the same with the type `tag` of the table above.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_of_extensions_are_exact_text_with_their_name() {
+    let (server, database) = (shared(), shared().database());
+    let all = [
+        ("hstore", r#"'a=>1, "b c"=>NULL'"#, "other", r#""\"a\"=>\"1\", \"b c\"=>NULL""#),
+        ("citext", "'MiXed'", "string", r#""MiXed""#),
+        ("ltree", "'Top.Science'", "other", r#""Top.Science""#),
+    ];
+    let there =
+        |name: &str| server.sql(&database, &format!("SELECT count(*) FROM pg_available_extensions WHERE name = '{name}'")) == "1";
+    let (found, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, ..)| there(name));
+    eprintln!("extensions this server lacks: {:?}", missing.iter().map(|row| row.0).collect::<Vec<_>>());
+    server.sql(&database, "CREATE TABLE public.t (id int PRIMARY KEY)");
+    for (name, ..) in &found {
+        server.sql(&database, &format!("CREATE EXTENSION {name} SCHEMA public"));
+        server.sql(&database, &format!("ALTER TABLE public.t ADD {name}_column public.{name}"));
+    }
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    let values: String = found.iter().map(|row| format!(", {}", row.1)).collect();
+    server.sql(&database, &format!("INSERT INTO public.t VALUES (1{values})"));
+    let batch = next(source.as_mut()).await.unwrap();
+    let (schema, row) = (&batch.schemas()[0], batch.changes()[0].after.unwrap());
+    for (at, (name, _, logical, json)) in found.iter().enumerate() {
+        let column = &schema.columns[at + 1];
+        assert!(column.source_type.ends_with(name), "{}", column.source_type);
+        assert_eq!(column.r#type.name(), *logical, "{name}");
+        assert_eq!(to_json(&column.r#type, batch.value(row, at + 1)), *json, "{name}");
+    }
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_added_and_renamed_in_mid_stream_flow() {
+    let (server, database) = (shared(), shared().database());
+    server.sql(&database, "CREATE TYPE public.mood AS ENUM ('sad'); CREATE TABLE public.t (id int PRIMARY KEY, m public.mood)");
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    for (id, change, label) in [
+        (1, "SELECT 1", "sad"),
+        (2, "ALTER TYPE public.mood ADD VALUE 'happy'", "happy"),
+        (3, "ALTER TYPE public.mood RENAME VALUE 'sad' TO 'blue'", "blue"),
+    ] {
+        server.sql(&database, change);
+        server.sql(&database, &format!("INSERT INTO public.t VALUES ({id}, '{label}')"));
+        let batch = next(source.as_mut()).await.unwrap();
+        assert_eq!(batch.value(batch.changes()[0].after.unwrap(), 1), Value::Text(label));
+    }
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_number_and_the_oddest_names_are_exact() {
+    let (server, database) = (shared(), shared().database());
+    let long = "n".repeat(63);
+    server.sql(
+        &database,
+        &format!(r#"CREATE TABLE public."Select ""it"" 😀" (id int PRIMARY KEY, "{long}" numeric, "😀 a.b" text, "order" text)"#),
+    );
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    let number = format!("{}.{}", "9".repeat(131_072), "1".repeat(16_383));
+    server.sql(&database, &format!(r#"INSERT INTO public."Select ""it"" 😀" VALUES (1, {number}, 'x', 'y')"#));
+    let batch = next(source.as_mut()).await.unwrap();
+    let (schema, row) = (&batch.schemas()[0], batch.changes()[0].after.unwrap());
+    assert_eq!(schema.table, "public.Select \"it\" 😀");
+    let names: Vec<&str> = schema.columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(names, ["id", long.as_str(), "😀 a.b", "order"]);
+    assert!(batch.value(row, 1) == Value::Text(&number), "the number differs");
+    assert_eq!(batch.value(row, 2), Value::Text("x"));
     source.close().await.unwrap();
 }
