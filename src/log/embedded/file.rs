@@ -27,10 +27,11 @@ pub(super) const FORMAT: i32 = 1;
 /// How long a statement waits for a lock that a foreign program holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pages in the write-ahead log before they are copied into the file: 32 MiB, so that one copy serves many commits.
-const WAL_PAGES: i64 = (WAL_BYTES / PAGE_BYTES) as i64;
+/// Pages in the write-ahead log before a commit itself copies them into the file, which takes it a while. Maintenance does it long
+/// before, beside the commits; this is for where there is none.
+const WAL_PAGES: i64 = (8 * WAL_BYTES / PAGE_BYTES) as i64;
 
-/// The write-ahead log shrinks back to this after it was larger.
+/// Maintenance copies the write-ahead log into the file when it is larger, so that one copy serves many commits.
 pub(super) const WAL_BYTES: u64 = 32 << 20;
 
 const PAGE_BYTES: u64 = 4096;

@@ -36,8 +36,8 @@ const FIRST_ROUND: Duration = Duration::from_secs(10);
 /// Maintenance gives way at once when a foreign program holds a lock; there is another round.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Beyond this the daemon empties the write-ahead log itself: readers that follow each other closely keep SQLite from it.
-const WAL_BYTES_MAX: u64 = 4 * WAL_BYTES;
+/// How often the size of the write-ahead log is looked at.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// `check` reads the file for at most this long.
 const CHECK_TIME: Duration = Duration::from_secs(5);
@@ -100,11 +100,16 @@ pub(super) struct Worker {
 impl Worker {
     fn run(&self, interval: Duration) {
         let mut due = Instant::now() + interval.min(FIRST_ROUND);
+        let mut next_try = Instant::now();
         loop {
-            thread::park_timeout(TICK.min(interval));
+            thread::park_timeout(GLANCE.min(interval));
             let mut result = self.proceed();
-            if result.is_ok() && self.files.wal_bytes() > WAL_BYTES_MAX {
+            if result.is_ok() && self.files.wal_bytes() > WAL_BYTES && Instant::now() >= next_try {
                 result = self.empty_wal();
+                if self.files.wal_bytes() > WAL_BYTES {
+                    // A reader is still in it.
+                    next_try = Instant::now() + TICK;
+                }
             }
             if result.is_ok() && Instant::now() >= due {
                 result = self.round(now_ms());
@@ -141,8 +146,11 @@ impl Worker {
 
     pub(super) fn empty_wal(&self) -> Result<(), Halt> {
         let connection = self.connect()?;
-        // Most of it is copied while connectors go on committing; they wait for the rest only.
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        // Most of it is copied while connectors go on committing, and then what came meanwhile; they wait for the rest only.
+        for _ in 0..2 {
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        }
+        connection.busy_timeout(Duration::ZERO)?;
         // A reader that stays too long is no error: it answers "busy" in a row, and the next tick tries again.
         self.exclusive(|| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
     }
