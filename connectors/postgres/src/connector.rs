@@ -60,6 +60,7 @@ impl PostgresConnector {
             if !again {
                 return Err(slot::appeared(&self.settings));
             }
+            found.require_native(&self.settings)?;
             if found.ours {
                 // The server goes on with a creation whose client has died.
                 slot::end_predecessor(catalog, &self.settings).await?;
@@ -93,9 +94,7 @@ impl PostgresConnector {
     }
 
     async fn adopt_slot(&self, catalog: &mut Catalog, intent: &Intent) -> Result<Lsn> {
-        let detail: slot::Detail =
-            serde_json::from_str(&intent.detail).map_err(|_| protocol("the stored intent cannot be read"))?;
-        let seen: Option<Lsn> = detail.confirmed_flush_lsn.and_then(|text| text.parse().ok());
+        let seen: Option<Lsn> = slot::Detail::of(intent)?.confirmed_flush_lsn.and_then(|text| text.parse().ok());
         let Some(seen) = seen else { return Err(protocol("the stored intent names no position")) };
         slot::require_behind(catalog, &self.settings, Place::at(seen), false).await?;
         Ok(seen)
@@ -235,7 +234,11 @@ impl SourceConnector for PostgresConnector {
         // Only now: the identity tells this publication from a later one of the same name.
         let identity = slot::identify(&mut session, &self.settings).await?;
         let first = match intent.mode {
-            IntentMode::Create => self.create_slot(&mut catalog, &mut session, again).await?,
+            // The intent stands for the slot that it names; the config may name another one by now.
+            IntentMode::Create => {
+                let again = again && slot::Detail::of(intent)?.slot == self.settings.slot;
+                self.create_slot(&mut catalog, &mut session, again).await?
+            }
             IntentMode::Adopt => self.adopt_slot(&mut catalog, intent).await?,
         };
         catalog.rest().await;
@@ -245,9 +248,9 @@ impl SourceConnector for PostgresConnector {
     }
 
     async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {
-        let (session, found) = self.session().await?;
+        let (mut session, found) = self.session().await?;
         let mut catalog = Catalog::new(session.pin(&self.settings.server));
-        let survey = rebind::survey(&mut catalog, &self.settings, found, identity, position).await;
+        let survey = rebind::survey((&mut session, &mut catalog), &self.settings, found, identity, position).await;
         catalog.rest().await;
         session.close().await;
         survey

@@ -58,6 +58,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Behind what is published: the log reaches at least to here.
+    pub fn reached(&self) -> Lsn {
+        self.partial.map_or(self.base, |partial| partial.commit)
+    }
+
     /// The end of a complete transaction.
     pub const fn at(base: Lsn) -> Self {
         Self { base, partial: None }

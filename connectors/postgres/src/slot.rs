@@ -1,6 +1,6 @@
 //! The replication slot and the identity of the server it lives on.
 
-use headwater_connector::{Error, Identity, Result, fault};
+use headwater_connector::{Error, Identity, Intent, Result, fault};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,6 +47,13 @@ pub struct Detail {
     /// Where an adopted slot stood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed_flush_lsn: Option<String>,
+}
+
+impl Detail {
+    /// Reads an intent's words.
+    pub fn of(intent: &Intent) -> Result<Self> {
+        serde_json::from_str(&intent.detail).map_err(|_| protocol("the stored intent cannot be read"))
+    }
 }
 
 /// Looks it up; none if it does not exist.
@@ -100,9 +107,7 @@ impl Slot {
     /// Fails unless it is ours to read and still has its log. Its confirmed position.
     pub fn usable(&self, settings: &Settings) -> Result<Lsn> {
         let error = |code, what: &str, hint: &str| Err(Error::new(code, what).at("slot", &settings.slot).hint(hint));
-        if let Some(foreign) = &self.foreign {
-            return error(&codes::SLOT_FOREIGN, &format!("the slot {foreign}"), "Set `slot` to a name of its own.");
-        }
+        self.require_native(settings)?;
         if self.copy {
             return error(
                 &codes::SLOT_SYNCING,
@@ -123,6 +128,16 @@ impl Slot {
                 "the slot has no confirmed position",
                 "Drop the slot, then begin anew with `headwater reset`.",
             ),
+        }
+    }
+
+    /// Fails if no connector of this database can have made it.
+    pub fn require_native(&self, settings: &Settings) -> Result<()> {
+        match &self.foreign {
+            None => Ok(()),
+            Some(foreign) => Err(Error::new(&codes::SLOT_FOREIGN, format!("the slot {foreign}"))
+                .at("slot", &settings.slot)
+                .hint("Set `slot` to a name of its own.")),
         }
     }
 
@@ -278,14 +293,15 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
     for part in ["system", "database", "slot", "publication", "options"] {
         let (stored, found) = (stored.get(part).unwrap_or_default(), found.get(part).unwrap_or_default());
         if stored != found {
-            return Err(Error::new(
-                &codes::OTHER_SOURCE,
-                format!("the checkpoint was written for {part} {stored}, this is {found}"),
-            )
-            .hint("Set `url`, `slot` and `publication` back to what they were, or accept this one with `headwater reset CONNECTOR --rebind`."));
+            return Err(other_source(part, stored, found).hint("Set `url`, `slot` and `publication` back to what they were, or accept this one with `headwater reset CONNECTOR --rebind`."));
         }
     }
     Ok(())
+}
+
+/// One part of the identity differs.
+pub fn other_source(part: &str, stored: &str, found: &str) -> Error {
+    Error::new(&codes::OTHER_SOURCE, format!("the checkpoint was written for {part} {stored}, this is {found}"))
 }
 
 /// The timeline of an identity.
@@ -304,7 +320,7 @@ pub async fn require_history(
     if left == now {
         return Ok(());
     }
-    let reached = place.partial.map_or(place.base, |partial| partial.commit);
+    let reached = place.reached();
     let rows = if left < now { session.query(&format!("TIMELINE_HISTORY {now}")).await? } else { Vec::new() };
     if let Some(switch) = rows.first().and_then(|row| switch_point(cell(row, 1), left)) {
         // A standby that is read goes along when it, or its primary, is promoted, and its stream does not tell. Its slot does: what
