@@ -55,7 +55,7 @@ pub async fn survey(
         match &history {
             Ok(()) if left == now => {}
             Ok(()) => facts.push(("history", format!("left timeline {left} behind the position"))),
-            Err(error) => facts.push(("history", error.what().to_owned())),
+            Err(error) => facts.push(("history", error.what())),
         }
     }
     facts.push(("server's log", format!("ends at {end}")));
