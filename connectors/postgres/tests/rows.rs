@@ -128,7 +128,7 @@ async fn prepared_transactions_come_when_they_are_committed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_whose_rows_share_a_place_is_cut_and_reopened_anywhere() {
-    let mut running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY, v text)"), json!({})).await;
+    let running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY, v text)"), json!({})).await;
     // One statement fills whole pages with single records of the log, as COPY does: its rows share an LSN.
     running.sql("INSERT INTO t SELECT n, 'v' FROM generate_series(1, 3000) n");
     let mut seen = Vec::new();
