@@ -209,3 +209,84 @@ fn a_checkpoint_topic_that_was_deleted_stops_the_connector() {
     let last = home.tail("lost_checkpoint.orders").iter().map(|record| record.pos().expect("hw.pos").0).max();
     assert_eq!(last, Some(1));
 }
+
+#[test]
+fn a_reset_that_dies_is_whole_or_not_at_all() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = published_one(&database);
+    let mut before = shown(&home.run(&["reset", "shop"]), "incarnation");
+    let mut done = 0;
+    for point in ["C2", "C5", "C6", "C7", "C8"] {
+        let fault = format!("HEADWATER_FAULT={point}:1");
+        let died = home.run_under(&["env", &fault], &["reset", "shop", "--incarnation", &before, "--reason", point]);
+        assert_eq!(died.code, None, "{point}: {}", died.said());
+        let evidence = home.run(&["reset", "shop"]);
+        let audit = home.run(&["tail", "headwater.shop.audit", "--until-end"]);
+        done += u32::from(point == "C8");
+        assert_eq!(shown(&evidence, "incarnation") != before, done > 0, "{point}: {}", evidence.said());
+        assert_eq!(shown(&evidence, "era"), done.to_string(), "{point}");
+        assert_eq!(audit.stdout.lines().count() as u32, done, "{point}: the record and the deed are one: {}", audit.said());
+        before = shown(&evidence, "incarnation");
+    }
+    // The one that was not told that it had been obeyed asks for a look at what there is now.
+    let mut daemon = home.start();
+    database.sql("INSERT INTO public.orders VALUES (2)");
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    let keys: Vec<String> = home.tail("shop.orders").into_iter().map(|record| record.key).collect();
+    assert_eq!(keys, [r#"{"id":1}"#, r#"{"id":2}"#]);
+}
+
+#[test]
+fn a_reset_after_the_schema_topic_was_deleted_publishes_the_schemas_again() {
+    let (server, kafka) = (Postgres::shared(), Kafka::shared());
+    let database = server.database();
+    let home = on_kafka(kafka, &database, "lost_schemas");
+    publish_one(&home, &database);
+    let arguments = ["--bootstrap-server", &kafka.bootstrap, "--delete", "--topic", "lost_schemas.shop.schema"];
+    kafka.tool("org.apache.kafka.tools.TopicCommand", &arguments, "");
+    assert_eq!(home.start().exit_code(), Some(1));
+    reset(&home, &[]);
+    let mut daemon = home.start();
+    database.sql("INSERT INTO public.orders VALUES (2)");
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    let schemas: Vec<String> = home.tail("lost_schemas.shop.schema").into_iter().map(|record| record.key).collect();
+    let mut records = home.tail("lost_schemas.orders");
+    records.retain(|record| record.pos().expect("hw.pos").0 == 1);
+    assert_eq!(records.len(), 1);
+    let key = format!("{{\"schema\":\"{}\"}}", records[0].header("hw.schema"));
+    assert_eq!(schemas, [key]);
+}
+
+#[test]
+fn another_system_as_an_upgrade_leaves_one_is_gone_on_with_only_anew() {
+    let (old, new) = (Postgres::start(), Postgres::start());
+    let database = old.database();
+    let home = published_one(&database);
+    let slot = database.slot();
+    // What pg_upgrade makes: the same rows, objects and names in another system, and the slot made anew at the end of its log.
+    let upgraded = new.database();
+    upgraded.sql("CREATE TABLE public.orders (id int PRIMARY KEY, note text); INSERT INTO public.orders VALUES (1)");
+    let publication = database.value("SELECT pubname FROM pg_publication");
+    upgraded.sql(&format!("CREATE PUBLICATION {publication} FOR TABLE public.orders"));
+    upgraded.sql(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+    assert_eq!(database.url().rsplit('/').next(), upgraded.url().rsplit('/').next(), "both are the first of their server");
+    let file = std::fs::read_to_string(home.path("connectors/shop.yaml")).expect("the file");
+    home.write("connectors/shop.yaml", &file.replace(&database.url(), &upgraded.url()));
+
+    assert_eq!(home.start().exit_code(), Some(2));
+    let refused = home.run(&["reset", "shop", "--rebind"]);
+    refused.expect_code(2);
+    assert!(refused.stderr.contains("HW2021") && refused.stderr.contains("system"), "{}", refused.said());
+    let evidence = home.run(&["reset", "shop"]);
+    assert!(shown(&evidence, "was").contains("system") && evidence.stdout.contains("taken over"), "{}", evidence.said());
+    upgraded.sql("INSERT INTO public.orders VALUES (2)");
+    reset(&home, &[]);
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    let keys: Vec<String> = home.tail("shop.orders").into_iter().map(|record| record.key).collect();
+    assert_eq!(keys, [r#"{"id":1}"#, r#"{"id":2}"#], "nothing lost, nothing twice");
+}
