@@ -91,7 +91,10 @@ fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
             die(home, &database, point, hit, number);
         }
     }
-    rest_and_judge(&Run { seed: 0, kills: number, home, database: &database, final_reader: reader, break_log: None }, &oracle);
+    rest_and_judge(
+        &Run { seed: 0, kills: number, home, database: &database, final_reader: reader, follower: None, break_log: None },
+        &oracle,
+    );
 }
 
 #[test]

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{
     checker::partition,
-    kill,
+    kill::{self, BrokenLog},
     support::{
         daemon::Home,
+        follow::Follower,
         kafka::{Consumed, Kafka},
         postgres::{Database, Postgres},
         record::Record,
@@ -156,9 +157,13 @@ fn kills_lose_and_repeat_nothing_on_kafka() {
         home: &home,
         database: &database,
         final_reader: Some(&|topic| consume(&kafka, topic)),
-        break_log: Some(&|| {
-            kafka.kill();
-            kafka.run();
+        follower: Some(&Follower::new(&kafka.bootstrap)),
+        break_log: Some(&|how| match how {
+            BrokenLog::Killed => {
+                kafka.kill();
+                kafka.run();
+            }
+            BrokenLog::Restarted => kafka.restart(),
         }),
     });
 }

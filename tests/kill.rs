@@ -14,6 +14,7 @@ use crate::{
     checker::{Rules, check},
     support::{
         daemon::{Daemon, Home},
+        follow::Follower,
         oracle::Oracle,
         postgres::{Database, Postgres},
         record::Record,
@@ -25,6 +26,7 @@ use crate::{
 /// Partitions of the topics in these runs: enough that a wrong choice shows.
 pub const PARTITIONS: u32 = 3;
 const TOPICS: [&str; 5] = ["shop.bank", "shop.account", "shop.order", "shop.document", "shop.journal"];
+const CHECKPOINT: &str = "headwater.shop.checkpoint";
 const WRITERS: u64 = 3;
 /// Events of a log transaction at most: what is larger is published in slices.
 pub const CUT: usize = 300;
@@ -44,8 +46,19 @@ pub struct Run<'a> {
     pub database: &'a Database<'a>,
     /// A reader that is not the daemon's own, for the last look; none takes what `tail` has shown.
     pub final_reader: Option<Reader<'a>>,
-    /// Ends the log's server without warning and starts it again; none where the log is a file.
-    pub break_log: Option<&'a dyn Fn()>,
+    /// Reads on between the lives; none where `tail` is fast because the log is a file.
+    pub follower: Option<&'a Follower>,
+    /// Ends the log's server and starts it again, in order or without warning; none where the log is a file.
+    pub break_log: Option<&'a dyn Fn(BrokenLog)>,
+}
+
+/// How the log's server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenLog {
+    /// It says good-bye.
+    Restarted,
+    /// SIGKILL.
+    Killed,
 }
 
 /// The seed of this run: given, or made from the clock and printed.
@@ -71,7 +84,19 @@ struct History {
 
 impl History {
     /// Reads on behind what is known.
-    fn read_on(&mut self, home: &Home) {
+    fn read_on(&mut self, run: &Run) {
+        let Some(follower) = run.follower else { return self.tail_on(run.home) };
+        let places = TOPICS.iter().flat_map(|topic| (0..PARTITIONS).map(move |partition| (*topic, partition)));
+        let known = |place| self.records.get(&place).and_then(|all| all.last()).map_or(0, |last| last.offset + 1);
+        let from: Vec<_> = places.map(|place| (place.0, place.1, known(place))).collect();
+        for record in follower.read(&from) {
+            let topic = TOPICS.iter().find(|topic| **topic == record.topic).expect("a topic that was asked for");
+            self.records.entry((topic, record.partition)).or_default().push(record);
+        }
+    }
+
+    /// The same with the daemon's own command.
+    fn tail_on(&mut self, home: &Home) {
         for topic in TOPICS {
             for partition in 0..PARTITIONS {
                 let known = self.records.entry((topic, partition)).or_default();
@@ -114,6 +139,7 @@ struct Kills {
     rivals_started: u32,
     frozen: u32,
     logs_broken: u32,
+    logs_restarted: u32,
     /// The source had committed transactions that the log did not hold.
     counted: u32,
     /// Of those, kills of a daemon that had published something in its life.
@@ -169,7 +195,8 @@ impl Kills {
         ] {
             assert!(count > 0, "seed {}: no {what} in {} kills", run.seed, self.tried);
         }
-        assert!(run.break_log.is_none() || self.logs_broken > 0, "seed {}: the log's server was never broken", run.seed);
+        let broken = run.break_log.is_none() || (self.logs_broken > 0 && self.logs_restarted > 0);
+        assert!(broken, "seed {}: the log's server was never broken", run.seed);
     }
 }
 
@@ -184,14 +211,19 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         let known = history.len();
         // Half of the deaths come at a place that is known to be bad, the others anywhere.
         let (point, hit) = (["C7", "C8", "C14"].get(rng.usize(0..6)).copied(), rng.u32(2..12));
+        // Every fourth life has its trouble, each kind in its turn: luck alone leaves one out in a run of thirty.
+        let due = (kills.tried % 4 == 3).then(|| TROUBLES[kills.tried as usize / 4 % TROUBLES.len()]);
+        let point = point.filter(|_| due.is_none());
         let fault = point.map(|point| format!("{point}:{}:stall", if point == "C14" { 1 } else { hit }));
         let planned = fault.as_deref().map(|fault| ("HEADWATER_FAULT", fault));
         let faults_before = reached(run.home);
         let mut daemon = run.home.start_with(planned.as_slice());
         // Half of the deaths come while the daemon still starts or catches up, half when it streams.
-        if point.is_none() && rng.bool() {
+        if point.is_none() && (rng.bool() || due.is_some()) {
             daemon.wait_state("shop", "streaming");
-            trouble(run, &mut rng, &mut kills, &mut daemon);
+            if let Some(kind) = due {
+                trouble(run, kind, &mut rng, &mut kills, &mut daemon);
+            }
         }
         let moment = Instant::now() + Duration::from_millis(if point.is_some() { 4_000 } else { rng.u64(20..1_200) });
         while Instant::now() < moment && (point.is_none() || reached(run.home) == faults_before) {
@@ -200,24 +232,40 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         // Counted before the kill: a commit that returned by now and is not in the log was in flight when the daemon died.
         let committed = workload.committed_events();
         let at_point = reached(run.home) > faults_before;
-        if daemon.is_running() {
+        // A rival may have made it stand down: its end is no kill then.
+        let killed = daemon.is_running();
+        if killed {
             daemon.kill9();
         }
-        history.read_on(run.home);
+        history.read_on(run);
+        workload.saw(history.len() as u64);
         kills.tried += 1;
         kills.aborted += u32::from(at_point && point == Some("C7"));
         kills.answers_lost += u32::from(at_point && point == Some("C8"));
-        kills.partial += u32::from(is_partial(run.home));
-        if (history.len() as u64) < committed {
+        kills.partial += u32::from(is_partial(run));
+        if killed && (history.len() as u64) < committed {
             kills.counted += 1;
             kills.in_mid_work += u32::from(history.len() > known);
         }
-        if let Some(break_log) = run.break_log.filter(|_| run.kills >= FULL && kills.tried % 12 == 6) {
-            break_log();
-            kills.logs_broken += 1;
-        }
+        break_the_log(run, &mut kills);
     }
     kills
+}
+
+/// A start of a broker takes longer than many deaths, so it is rare, and a short run goes without.
+fn break_the_log(run: &Run, kills: &mut Kills) {
+    let how = match kills.tried % 30 {
+        7 => BrokenLog::Killed,
+        22 => BrokenLog::Restarted,
+        _ => return,
+    };
+    if let Some(break_log) = run.break_log.filter(|_| run.kills >= FULL) {
+        break_log(how);
+        match how {
+            BrokenLog::Killed => kills.logs_broken += 1,
+            BrokenLog::Restarted => kills.logs_restarted += 1,
+        }
+    }
 }
 
 /// Points that a daemon of this home has reached so far.
@@ -227,40 +275,52 @@ fn reached(home: &Home) -> usize {
 }
 
 /// Whether the newest checkpoint stands inside a source transaction.
-fn is_partial(home: &Home) -> bool {
-    let checkpoints = home.tail("headwater.shop.checkpoint");
+fn is_partial(run: &Run) -> bool {
+    let checkpoints = match run.follower {
+        Some(follower) => follower.read(&[(CHECKPOINT, 0, 0)]),
+        None => run.home.tail(CHECKPOINT),
+    };
     let newest = checkpoints.iter().rev().find(|record| record.key.contains("position"));
     newest.and_then(|record| record.column("position")).and_then(serde_json::Value::as_str).is_some_and(|text| text.contains('@'))
 }
 
 /// What happens to a daemon besides its death.
-fn trouble(run: &Run, rng: &mut Rng, kills: &mut Kills, daemon: &mut Daemon) {
-    match rng.u32(0..10) {
-        0 => {
+#[derive(Clone, Copy)]
+enum Trouble {
+    DatabaseCrash,
+    WalsenderEnd,
+    Freeze,
+    Rival,
+}
+
+const TROUBLES: [Trouble; 4] = [Trouble::DatabaseCrash, Trouble::WalsenderEnd, Trouble::Freeze, Trouble::Rival];
+
+fn trouble(run: &Run, kind: Trouble, rng: &mut Rng, kills: &mut Kills, daemon: &mut Daemon) {
+    match kind {
+        Trouble::DatabaseCrash => {
             run.database.server.crash_and_restart();
             kills.databases_crashed += 1;
         }
-        1 | 2 => {
+        Trouble::WalsenderEnd => {
             run.database.sql(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
                  WHERE active AND database = current_database() AND slot_name LIKE 'headwater%'",
             );
             kills.walsenders_ended += 1;
         }
-        3 => {
+        Trouble::Freeze => {
             daemon.signal("STOP");
             std::thread::sleep(Duration::from_millis(rng.u64(200..1_500)));
             daemon.signal("CONT");
             kills.frozen += 1;
         }
-        4 | 5 => {
+        Trouble::Rival => {
             // Two of one name: on the embedded log the file's lock keeps the second out, on Kafka they fence each other.
             let rival = run.home.start();
             std::thread::sleep(Duration::from_millis(rng.u64(50..800)));
             drop(rival);
             kills.rivals_started += 1;
         }
-        _ => {}
     }
 }
 
@@ -268,13 +328,13 @@ fn come_to_rest(run: &Run, history: &mut History) {
     let mut daemon = run.home.start();
     daemon.wait_caught_up("shop");
     assert_eq!(daemon.terminate(), Some(0), "an orderly stop");
-    history.read_on(run.home);
+    history.read_on(run);
     let before = history.len();
     // A start without news publishes nothing.
     let mut again = run.home.start();
     again.wait_caught_up("shop");
     assert_eq!(again.terminate(), Some(0), "an orderly stop");
-    history.read_on(run.home);
+    history.read_on(run);
     assert_eq!(history.len(), before, "a restart published events although the source did nothing");
 }
 
@@ -288,7 +348,7 @@ pub fn rest_and_judge(run: &Run, oracle: &Oracle) {
 /// Holds everything in the topics against the oracle, whoever wrote it.
 pub fn audit(run: &Run, oracle: &Oracle) {
     let mut history = History::default();
-    history.read_on(run.home);
+    history.read_on(run);
     judge(run, oracle, &history);
 }
 
@@ -300,7 +360,9 @@ fn judge(run: &Run, oracle: &Oracle, history: &History) {
     };
     let now: Vec<Record> = TOPICS.iter().flat_map(|topic| read(topic)).collect();
     let records = if run.final_reader.is_some() {
-        assert_eq!(now.len(), history.len(), "tail and the log's own reader disagree");
+        assert_eq!(now.len(), history.len(), "two readers of the log disagree");
+        let tailed: usize = TOPICS.iter().map(|topic| run.home.tail(topic).len()).sum();
+        assert_eq!(now.len(), tailed, "tail and the log's own reader disagree");
         now
     } else {
         history.expect_unchanged(&now);
@@ -314,7 +376,7 @@ fn judge(run: &Run, oracle: &Oracle, history: &History) {
         bank: "shop.bank".to_owned(),
         tables: oracle.tables("shop"),
     };
-    let checkpoints = read("headwater.shop.checkpoint");
+    let checkpoints = read(CHECKPOINT);
     println!("kill: seed {}: {} events, {} checkpoints checked", run.seed, records.len(), checkpoints.len());
     let findings = check(&expected, &records, &checkpoints, &rules);
     findings.expect_none(&format!("seed {}", run.seed));
@@ -334,7 +396,15 @@ fn kills_lose_and_repeat_nothing_on_the_embedded_log() {
     workload::prepare(&database);
     let home = Home::new();
     configure(&home, &database);
-    run(&Run { seed: seed(), kills: kills(), home: &home, database: &database, final_reader: None, break_log: None });
+    run(&Run {
+        seed: seed(),
+        kills: kills(),
+        home: &home,
+        database: &database,
+        final_reader: None,
+        follower: None,
+        break_log: None,
+    });
 }
 
 /// The oracle itself, without a daemon: what it expects is whole, and a copy of it as records satisfies the checker.

@@ -29,7 +29,7 @@ fn damage(home: &Home, scenario: Scenario, variant: Option<&str>) -> Option<Stri
     database.sql(&format!("SELECT truth.open_bank({})", workload::BANK_ROWS));
     daemon.wait_caught_up("shop");
     assert_eq!(daemon.terminate(), Some(0));
-    let run = Run { seed: 0, kills: 1, home, database: &database, final_reader: None, break_log: None };
+    let run = Run { seed: 0, kills: 1, home, database: &database, final_reader: None, follower: None, break_log: None };
     let judged = catch_unwind(AssertUnwindSafe(|| {
         scenario(home, &database, &mistake);
         kill::audit(&run, &oracle);

@@ -2,6 +2,7 @@
 
 mod common;
 pub mod daemon;
+pub mod follow;
 pub mod kafka;
 pub mod oracle;
 pub mod postgres;

@@ -17,6 +17,9 @@ use super::postgres::{Database, PASSWORD};
 /// Rows of the bank; the first transaction makes them.
 pub const BANK_ROWS: u64 = 20;
 
+/// Events that the writers may be ahead of the topics: more than any life publishes before it dies, so that a pause is rare.
+const LEAD: u64 = 4_000;
+
 /// What the writers have done so far.
 #[derive(Default)]
 pub struct Progress {
@@ -28,7 +31,16 @@ pub struct Progress {
     pub rollbacks: AtomicU64,
     /// Transactions that the database rolled back to resolve a deadlock.
     pub deadlocks: AtomicU64,
+    /// Events that a reader of the topics has seen; the writers wait when they are too far ahead of it.
+    pub published: AtomicU64,
     stop: AtomicBool,
+}
+
+impl Progress {
+    /// A log that is away for a while must not leave more work behind than the run can check in its time.
+    fn is_too_far_ahead(&self) -> bool {
+        self.committed_events.load(Ordering::SeqCst) > self.published.load(Ordering::SeqCst) + LEAD
+    }
 }
 
 /// Running writers; they stop when this is dropped.
@@ -58,6 +70,10 @@ impl Workload {
             server.password(PASSWORD);
             std::thread::spawn(move || {
                 while !progress.stop.load(Ordering::SeqCst) {
+                    if progress.is_too_far_ahead() {
+                        std::thread::sleep(Duration::from_millis(5));
+                        continue;
+                    }
                     if !writer.one_transaction(&mut client, &progress) {
                         client = reconnect(&server);
                     }
@@ -73,6 +89,11 @@ impl Workload {
     /// Events that the topics must hold by now, at least.
     pub fn committed_events(&self) -> u64 {
         self.progress.committed_events.load(Ordering::SeqCst)
+    }
+
+    /// So many events have been seen in the topics.
+    pub fn saw(&self, events: u64) {
+        self.progress.published.store(events, Ordering::SeqCst);
     }
 
     /// Stops the writers; a writer that panicked is a failure here.
