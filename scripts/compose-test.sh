@@ -12,7 +12,7 @@ if docker compose version > /dev/null 2>&1; then compose=(docker compose); else 
 "${compose[@]}" version > /dev/null 2>&1 || die "docker compose is missing; install the compose plugin"
 files=(-f docker-compose.yml ${COMPOSE_OVERRIDE:+-f "$COMPOSE_OVERRIDE"})
 run() { "${compose[@]}" "${files[@]}" -p headwater-test "$@"; }
-trap 'run logs --tail 20 headwater || true; run down --volumes --timeout 10 > /dev/null 2>&1 || true' EXIT
+trap 'run logs --tail 20 || true; run down --volumes --timeout 10 > /dev/null 2>&1 || true' EXIT
 
 # Looks until a command says what is wanted.
 until_says() {
@@ -32,8 +32,12 @@ until_says "payments arrive" '"hw.op":"u"' run exec -T headwater headwater tail 
 until_says "Prometheus scrapes it" '"connector":"shop"' \
     run exec -T prometheus wget -qO- 'http://127.0.0.1:9090/api/v1/query?query=headwater_events_total'
 until_says "the alert rules are loaded" HeadwaterSlotNearlyLost run exec -T prometheus wget -qO- http://127.0.0.1:9090/api/v1/rules
-user=$(run exec -T headwater headwater --version > /dev/null && docker inspect --format '{{.Config.User}}' headwater:dev)
-[ "$user" = 10001:10001 ] || die "the image runs as $user"
+for service in postgres kafka headwater shop prometheus; do
+    user=$(run exec -T "$service" id -u) || die "$service does not run"
+    [ "$user" != 0 ] || die "$service runs as root"
+done
+policy=$(docker inspect --format '{{.HostConfig.RestartPolicy.Name}}' "$(run ps --quiet headwater)")
+[ "$policy" = no ] || die "the engine would start Headwater again after exit code 4: restart policy $policy"
 trap - EXIT
 run down --volumes --timeout 10
 echo "compose-test: passed"
