@@ -2,6 +2,7 @@
 
 mod faults;
 mod topics;
+mod variants;
 
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::{
-    kill::{self, Run},
+    kill::{self, CUT, Run},
     support::{
         daemon::Home,
         oracle::Oracle,
@@ -61,6 +61,14 @@ fn die(home: &Home, mistake: &[(&str, &str)], fault: &str) {
     home.start_with(&[mistake, &[("HEADWATER_FAULT", fault)]].concat()).wait_fault(fault);
 }
 
+/// The point is one that the mistake does not remove: the slices are committed as ever, and only their position differs.
+fn die_in_a_large_transaction(home: &Home, database: &Database, mistake: &[(&str, &str)]) {
+    let rows = CUT * 6;
+    database.sql(&format!("SELECT truth.put_account(1000 + n, 'bulk', true) FROM generate_series(1, {rows}) n"));
+    die(home, mistake, "C12:3");
+    rest(home, mistake);
+}
+
 fn die_before_the_source_is_told(home: &Home, database: &Database, mistake: &[(&str, &str)]) {
     database.sql("SELECT truth.transfer(1, 2, 5)");
     die(home, mistake, "C12:1");
@@ -92,6 +100,21 @@ fn commit_right_behind_the_checkpoint(home: &Home, database: &Database, mistake:
 }
 
 #[test]
+fn a_partial_transaction_that_is_forgotten_is_found() {
+    expect_found("forget-the-partial", die_in_a_large_transaction, &["repeat", "position"]);
+}
+
+#[test]
+fn a_position_per_row_is_found() {
+    expect_found("per-row-position", die_in_a_large_transaction, &["gap"]);
+}
+
+#[test]
+fn a_start_where_the_slot_stands_is_found() {
+    expect_found("resume-where-the-slot-stands", die_before_the_source_is_told, &["repeat", "position"]);
+}
+
+#[test]
 fn a_start_one_byte_past_the_end_is_found() {
     expect_found("resume-past-the-end", commit_right_behind_the_checkpoint, &["gap"]);
 }
@@ -111,8 +134,51 @@ fn a_move_without_a_tombstone_is_found() {
     expect_found("move-without-a-tombstone", move_and_keep_a_large_value, &["gap"]);
 }
 
+/// Runs the daemon with a mistake against a fault at the source for which it must stop; returns what the auditor found.
+fn silent(variant: &str, fault: fn(&Database)) -> String {
+    let server = Postgres::shared();
+    let database = server.database();
+    workload::prepare(&database);
+    let home = Home::new();
+    kill::configure(&home, &database);
+    let oracle = Oracle::start(&database);
+    let open = format!("SELECT truth.open_bank({})", workload::BANK_ROWS);
+    let mut daemon = home.start();
+    daemon.wait_state("shop", "streaming");
+    database.sql(&open);
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    database.sql("SELECT truth.transfer(1, 2, 5)");
+    fault(&database);
+    // Without the mistake: a stop that somebody sees, and nothing published.
+    let before = home.tail("shop.bank").len();
+    assert_eq!(home.start().exit_code(), Some(1), "a slot that is gone or ahead stops the connector");
+    assert_eq!(home.tail("shop.bank").len(), before);
+    database.sql("SELECT truth.transfer(3, 4, 5)");
+    rest(&home, &[("HEADWATER_VARIANT", variant)]);
+    let run = Run { seed: 0, kills: 1, home: &home, database: &database, final_reader: None, follower: None, break_log: None };
+    let judged = catch_unwind(AssertUnwindSafe(|| kill::audit(&run, &oracle)));
+    *judged.expect_err("the mistake was not found").downcast::<String>().expect("words")
+}
+
 fn slot(database: &Database) -> String {
     format!("headwater_{}", database.name)
+}
+
+#[test]
+fn a_slot_that_is_made_again_in_silence_is_found() {
+    let found = silent("recreate-a-missing-slot", |database| {
+        database.sql(&format!("SELECT pg_drop_replication_slot('{}')", slot(database)));
+    });
+    assert!(found.contains("gap"), "{found}");
+}
+
+#[test]
+fn the_furthest_of_two_positions_is_found() {
+    let found = silent("furthest-of-two-positions", |database| {
+        database.sql(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", slot(database)));
+    });
+    assert!(found.contains("gap"), "{found}");
 }
 
 /// I1: what the slot has confirmed is never beyond the newest checkpoint.
@@ -147,7 +213,19 @@ fn a_confirmation_before_the_commit_is_found() {
             true => Ok(()),
             false => Err(daemon.stderr()),
         });
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        // The session is alive: what it was going to confirm is said with its next reply at the latest.
+        let hung = database.rows("SELECT clock_timestamp()")[0][0].clone();
+        let replied = format!(
+            "SELECT coalesce(bool_or(reply_time > '{hung}'), false) FROM pg_stat_replication
+             JOIN pg_replication_slots ON pid = active_pid WHERE slot_name = '{}'",
+            slot(&database)
+        );
+        crate::support::wait_until("a reply of the session", crate::support::PATIENCE, || {
+            match database.rows(&replied)[0][0] == "t" {
+                true => Ok(()),
+                false => Err(daemon.stderr()),
+            }
+        });
         daemon.kill9();
         assert_eq!(confirmed_is_behind_the_checkpoint(&home, &database), held, "{mistake:?}");
     }

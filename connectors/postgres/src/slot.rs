@@ -209,7 +209,9 @@ pub async fn require_behind(catalog: &mut Catalog, settings: &Settings, place: P
     }
     let Some(slot) = find(catalog, settings).await? else { return Err(missing(settings, moved)) };
     let confirmed = slot.usable(settings)?;
-    if confirmed > place.base && !fault::variant("furthest-of-two-positions") {
+    // A slot made again in silence is believed as well.
+    let believed = fault::variant("furthest-of-two-positions") || fault::variant("recreate-a-missing-slot");
+    if confirmed > place.base && !believed {
         return Err(ahead(settings, confirmed, place.base));
     }
     let rows = catalog.query(&format!("SELECT {END_OF_LOG}, pg_is_in_recovery()")).await?;
