@@ -51,11 +51,15 @@ pub async fn survey(
     let mut history = Ok(());
     if let (Some(stored), Some(place), Ok(())) = (stored, place, &same) {
         let (left, now) = (slot::timeline(stored), slot::timeline(&found));
-        history = slot::require_history(session, catalog, settings, (left, now), place).await;
-        match &history {
+        match slot::require_history(session, catalog, settings, (left, now), place).await {
             Ok(()) if left == now => {}
             Ok(()) => facts.push(("history", format!("left timeline {left} behind the position"))),
-            Err(error) => facts.push(("history", error.what())),
+            Err(error) if error.code().id == codes::DIVERGED.id => {
+                facts.push(("history", error.what()));
+                history = Err(error);
+            }
+            // A question that could not be asked is no answer.
+            Err(error) => return Err(error),
         }
     }
     facts.push(("server's log", format!("ends at {end}")));
