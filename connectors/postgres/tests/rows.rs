@@ -345,3 +345,52 @@ async fn maintenance_of_tables_is_no_change_of_rows() {
         running.sql(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = 'hw_{}'", running.database)) == "t"
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_that_becomes_full_in_mid_stream_fills_large_values_from_there_on() {
+    let large = "repeat(md5('a'), 300)";
+    let mut running = Running::over(
+        &format!(
+            "{MARK} CREATE TABLE t (id int PRIMARY KEY, v text, n int); ALTER TABLE t ALTER v SET STORAGE EXTERNAL;
+             INSERT INTO t VALUES (1, {large}, 0)"
+        ),
+        json!({}),
+    )
+    .await;
+    let told = running.told("UPDATE t SET n = 1; ALTER TABLE t REPLICA IDENTITY FULL; UPDATE t SET n = 2").await;
+    let whole = running.sql(&format!("SELECT {large}"));
+    assert_eq!(told, ["Update t > 1,-,1".to_owned(), format!("Update t 1,{whole},1 > 1,{whole},2")]);
+    let told = running.told("ALTER TABLE t REPLICA IDENTITY DEFAULT; UPDATE t SET n = 3").await;
+    assert_eq!(told, ["Update t > 1,-,3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_with_its_columns_in_another_order_is_told_in_the_order_of_the_whole() {
+    let mut running = Running::over(
+        &format!(
+            "{MARK} CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); CREATE TABLE p2 (gone int, v text, id int NOT NULL);
+             ALTER TABLE p2 DROP gone; ALTER TABLE p ATTACH PARTITION p2 FOR VALUES FROM (10) TO (20)"
+        ),
+        json!({}),
+    )
+    .await;
+    let told =
+        running.told("INSERT INTO p VALUES (1, 'a'), (11, 'b'); INSERT INTO p2 (id, v) VALUES (12, 'c'); DELETE FROM p2").await;
+    assert_eq!(told, ["Insert p > 1,a", "Insert p > 11,b", "Insert p > 12,c", "Delete p 11,-", "Delete p 12,-"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_change_that_rewrites_the_table_is_no_change_of_its_rows() {
+    let mut running = Running::over(
+        &format!("{MARK} CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT n, n FROM generate_series(1, 100) n"),
+        json!({}),
+    )
+    .await;
+    let file = "SELECT relfilenode FROM pg_class WHERE relname = 't'";
+    let before = running.sql(file);
+    // Readers see the new values only as the rows are written again.
+    let told = running.told("ALTER TABLE t ALTER n TYPE text USING 'n' || n; UPDATE t SET id = 101 WHERE id = 1").await;
+    assert_eq!(told, ["Update t 1,- > 101,n1"]);
+    assert_ne!(running.sql(file), before, "the table was rewritten");
+}
