@@ -129,11 +129,23 @@ async fn prepared_transactions_come_when_they_are_committed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_whose_rows_share_a_place_is_cut_and_reopened_anywhere() {
     let running = Running::over(&format!("{MARK} CREATE TABLE t (id int PRIMARY KEY, v text)"), json!({})).await;
-    // One statement fills whole pages with single records of the log, as COPY does: its rows share an LSN.
-    running.sql("INSERT INTO t SELECT n, 'v' FROM generate_series(1, 3000) n");
+    running.sql("COPY t FROM PROGRAM 'seq -f %.0f,v 3000' (FORMAT csv)");
     let mut seen = Vec::new();
     let mut position = running.start.position.clone();
     running.source.close().await.unwrap();
+    // Only a COPY puts many rows into one record of the log; an INSERT of many writes one for each.
+    let peek = format!(
+        "SELECT count(DISTINCT lsn) FROM pg_logical_slot_peek_binary_changes('hw_{0}', NULL, NULL, 'proto_version', '1',
+         'publication_names', 'hw_{0}') WHERE get_byte(data, 0) = ascii('I')",
+        running.database
+    );
+    // The server frees the slot a moment after the source has gone.
+    let mut places = String::new();
+    eventually("the slot is free", || {
+        places = shared().try_sql(&running.database, &peek).unwrap_or_default();
+        !places.is_empty()
+    });
+    assert!(places.parse::<u32>().unwrap() < 300, "{places} places of 3000 rows");
     while seen.len() < 3000 {
         let mut source = running.connector.open(&running.start.identity, &position).await.unwrap();
         let mut batch = Batch::default();
