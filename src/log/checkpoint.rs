@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use headwater_connector::{Error, Identity, Intent, Position, Result};
+use headwater_connector::{Cursor, Error, Identity, Intent, Position, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -54,6 +54,9 @@ pub struct StateRecord {
     /// Since when the connector is paused, in RFC 3339; none if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<String>,
+    /// Rows that are there already, by table: what is read of them, and what was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backfills: BTreeMap<String, TableBackfill>,
     /// Ids of the topics, where the log has them: a topic of the same name with another id is another topic.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub topic_ids: BTreeMap<String, String>,
@@ -69,6 +72,64 @@ pub struct TableState {
     /// Its key columns, in key order; empty in records of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key: Vec<String>,
+}
+
+/// How far the rows of a table are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableBackfill {
+    /// See [`BackfillState`].
+    pub state: BackfillState,
+    /// Tells the table from a later one of the same name; none before the first chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_id: Option<String>,
+    /// Only rows that meet this condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// What is still to be read; empty when nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<KeyRange>,
+    /// Rows read.
+    #[serde(default)]
+    pub rows: u64,
+    /// Of those, rows that became events: for the others there was a newer one already.
+    #[serde(default)]
+    pub published: u64,
+    /// Rows in the table when it was asked for, roughly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated: Option<u64>,
+    /// When the last row was read, in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+}
+
+/// What is to be done about the rows of a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackfillState {
+    /// Nothing: it was captured without them.
+    #[default]
+    Skipped,
+    /// They are read.
+    Running,
+    /// They are not read until somebody resumes it.
+    Paused,
+    /// All were read.
+    Done,
+    /// Somebody ended it before that.
+    Cancelled,
+}
+
+/// Keys from one to another, as the server writes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRange {
+    /// Tells it from the others of its table.
+    pub id: u32,
+    /// Behind this key; none begins at the first row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Cursor>,
+    /// Up to and including this key; none goes to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Cursor>,
 }
 
 /// Both records as read at a start.

@@ -37,6 +37,23 @@ pub struct Encoded {
     pub state_changed: bool,
 }
 
+/// Who looks on while a batch is encoded: the journal of what is published, or the judge of rows that were read.
+pub trait Side {
+    /// A change of these keys is about to become an event. False leaves it out.
+    fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, key: &[u8], old_key: Option<&[u8]>) -> bool;
+
+    /// A change of a topic that no key names: a truncate, a new schema, a row without a key.
+    fn touched_all(&mut self, _batch: &Batch, _change: &Change, _topic: u32) {}
+}
+
+/// Nobody looks on.
+impl Side for () {
+    #[inline]
+    fn passes(&mut self, _: &Batch, _: &Change, _: u32, _: &[u8], _: Option<&[u8]>) -> bool {
+        true
+    }
+}
+
 /// Turns batches into records. Holds the compiled form of each schema it has seen.
 pub struct Encoder {
     connector: String,
@@ -115,10 +132,15 @@ impl Encoder {
         &self.tables
     }
 
-    /// Appends the events of `batch` to `out`, which becomes the log transaction at `place`.
+    /// Index of a table's topic in [`transaction`](Self::transaction).
+    pub fn topic_of(&self, table: &str) -> Option<u32> {
+        self.routes.get(table).map(|route| self.topic_index(&route.topic))
+    }
+
+    /// Appends the events of `batch` to `out`, which becomes the log transaction at `place`, but for those that `side` leaves out.
     ///
     /// After an error `out` is torn and must be dropped.
-    pub fn encode(&mut self, batch: &Batch, place: Place, out: &mut Transaction) -> Result<Encoded> {
+    pub fn encode(&mut self, batch: &Batch, place: Place, out: &mut Transaction, side: &mut dyn Side) -> Result<Encoded> {
         let schemas = self.compile_all(batch)?;
         let mut encoded = Encoded::default();
         let mut shared = Shared {
@@ -131,11 +153,14 @@ impl Encoder {
         for change in batch.changes() {
             let at = change.schema as usize;
             if shared.schemas[at].is_none() {
-                encoded.state_changed |= self.announce(schemas[at], batch, change, out);
+                if self.announce(schemas[at], batch, change, out) {
+                    encoded.state_changed = true;
+                    side.touched_all(batch, change, self.compiled[schemas[at]].topic);
+                }
                 let fingerprint = &self.compiled[schemas[at]].fingerprint;
                 shared.schemas[at] = Some(out.write(|bytes| bytes.extend_from_slice(fingerprint.as_bytes())));
             }
-            self.encode_change(batch, change, &self.compiled[schemas[at]], &mut shared, out, &mut encoded)?;
+            self.encode_change(batch, change, &self.compiled[schemas[at]], &mut shared, out, &mut encoded, side)?;
         }
         encoded.events = shared.index;
         Ok(encoded)
@@ -228,16 +253,26 @@ impl Encoder {
         shared: &mut Shared,
         out: &mut Transaction,
         encoded: &mut Encoded,
+        side: &mut dyn Side,
     ) -> Result<()> {
         if change.op == Op::Truncate {
+            side.touched_all(batch, change, compiled.topic);
             truncate(batch, change, compiled, shared, out);
             return Ok(());
         }
         let mark = out.mark();
         match compiled.write(batch, change, out) {
-            Ok(pieces) => compiled.push(batch, change, &pieces, shared, out),
+            Ok(pieces) => {
+                let old_key = pieces.old_key.map(|key| out.bytes(key));
+                if !side.passes(batch, change, compiled.topic, out.bytes(pieces.key), old_key) {
+                    out.rewind(mark);
+                    return Ok(());
+                }
+                compiled.push(batch, change, &pieces, shared, out);
+            }
             Err(error) if self.dead_letters && error.kind() == Kind::Data => {
                 out.rewind(mark);
+                side.touched_all(batch, change, compiled.topic);
                 self.push_dead_letter(batch, change, compiled, &error, shared, out);
                 encoded.dead_letters += 1;
             }

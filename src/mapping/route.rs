@@ -21,6 +21,8 @@ pub struct Route {
     pub topic: String,
     /// Columns to publish; none publishes all.
     pub columns: Option<ColumnChoice>,
+    /// Rows in the table, roughly; none if unknown.
+    pub estimated_rows: Option<u64>,
 }
 
 /// Which columns of a table are published.
@@ -57,7 +59,7 @@ impl Routes {
             let name = &table.schema.table;
             let rule = events.tables.get(name).cloned().unwrap_or_default();
             faults.extend(column_faults(&table.schema, &rule));
-            match route(connector, events, &rule, name) {
+            match route(connector, events, &rule, table) {
                 Ok(route) => drop(routes.by_table.insert(name.clone(), route)),
                 Err(error) => faults.push(error),
             }
@@ -78,7 +80,8 @@ impl Routes {
     }
 }
 
-fn route(connector: &str, events: &Events, rule: &TableRule, table: &str) -> Result<Route, Error> {
+fn route(connector: &str, events: &Events, rule: &TableRule, found: &Table) -> Result<Route, Error> {
+    let table = found.schema.table.as_str();
     let (schema, bare) = table.split_once('.').unwrap_or(("", table));
     let entity = rule.entity.as_deref().unwrap_or(bare);
     let template = rule.topic.as_ref().unwrap_or(&events.topic);
@@ -101,7 +104,7 @@ fn route(connector: &str, events: &Events, rule: &TableRule, table: &str) -> Res
         (None, Some(names)) => Some(ColumnChoice::Exclude(names.clone())),
         (None, None) => None,
     };
-    Ok(Route { table: table.to_owned(), entity: entity.to_owned(), topic, columns })
+    Ok(Route { table: table.to_owned(), entity: entity.to_owned(), topic, columns, estimated_rows: found.estimated_rows })
 }
 
 /// Puts the parts into a template. An unknown part, or one without a value, is a fault.

@@ -1,7 +1,7 @@
 //! Status out: what each connector is doing, measured when somebody asks.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -14,11 +14,13 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    backfill::view::BackfillView,
     daemon::{Action, Change, Command},
     histogram::Histogram,
     now_us,
     start::Claims,
 };
+use crate::log::checkpoint::{BackfillState, TableBackfill};
 
 /// How long a status waits for the source's answer about its lag.
 const LAG_WAIT: Duration = Duration::from_secs(2);
@@ -32,6 +34,8 @@ const RATE_WINDOW: Duration = Duration::from_secs(10);
 pub enum State {
     /// Checking, fencing, opening.
     Starting,
+    /// Reading and publishing, with rows of tables still to be read that were there before.
+    Backfilling,
     /// Reading and publishing.
     Streaming,
     /// Waiting to try again after an error that may pass.
@@ -94,6 +98,7 @@ struct Inner {
     /// Source commit time of the newest published event.
     newest_us: Option<i64>,
     samples: VecDeque<(Instant, u64)>,
+    backfills: Vec<BackfillView>,
 }
 
 /// An error as status shows it.
@@ -140,6 +145,9 @@ pub struct ConnectorView {
     pub events: u64,
     /// The last error, until things go well again.
     pub error: Option<ErrorView>,
+    /// Tables whose rows are or were read, but for those that were captured without them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backfills: Vec<BackfillView>,
     /// Where topics and tables differ although the connector goes on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<ErrorView>,
@@ -164,6 +172,7 @@ impl Status {
             monitor: None,
             newest_us: None,
             samples: VecDeque::new(),
+            backfills: Vec::new(),
         };
         Self { name: name.to_owned(), inner: Mutex::new(inner), counters: Counters::default() }
     }
@@ -175,10 +184,11 @@ impl Status {
         inner.monitor = None;
     }
 
-    /// The source is open; everything up to `position` is committed.
-    pub(super) fn streaming(&self, position: &Position, monitor: Arc<dyn Monitor>) {
+    /// The source is open; everything up to `position` is committed, and of the tables' rows what `backfills` says.
+    pub(super) fn streaming(&self, position: &Position, monitor: Arc<dyn Monitor>, backfills: &BTreeMap<String, TableBackfill>) {
         let mut inner = self.lock();
-        inner.state = State::Streaming;
+        inner.backfills = backfills.iter().map(|(table, known)| BackfillView::new(table, known)).collect();
+        inner.state = running(&inner.backfills);
         inner.position = Some(position.clone());
         inner.monitor = Some(monitor);
         inner.error = None;
@@ -199,6 +209,34 @@ impl Status {
         inner.position = Some(position.clone());
         inner.newest_us = commit.newest_us.or(inner.newest_us);
         sample(&mut inner.samples, events);
+    }
+
+    /// How far the tables' rows are read is committed.
+    pub(super) fn backfilled(&self, backfills: &[BackfillView]) {
+        let mut inner = self.lock();
+        inner.backfills = backfills.to_vec();
+        if matches!(inner.state, State::Backfilling | State::Streaming) {
+            inner.state = running(&inner.backfills);
+        }
+    }
+
+    /// What holds the reading of rows up, which is not committed.
+    pub(super) fn backfill_waits(&self, backfills: &[BackfillView]) {
+        self.lock().backfills = backfills.to_vec();
+    }
+
+    /// Bytes of log between what is committed and the source's end; none if that cannot be told now.
+    pub(super) async fn lag_bytes(&self) -> Option<u64> {
+        let (position, monitor) = {
+            let inner = self.lock();
+            (inner.position.clone()?, inner.monitor.clone()?)
+        };
+        tokio::time::timeout(LAG_WAIT, monitor.lag_bytes(&position)).await.ok()?.ok()
+    }
+
+    /// The tables whose rows are or were read.
+    pub fn backfills(&self) -> Vec<BackfillView> {
+        self.lock().backfills.clone()
     }
 
     /// The attempt failed; another follows.
@@ -258,7 +296,8 @@ impl Status {
         };
         let events = self.counters.events.load(Ordering::Relaxed);
         let name = self.name.clone();
-        ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error, findings }
+        let backfills = self.backfills().into_iter().filter(|table| table.state != BackfillState::Skipped).collect();
+        ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error, backfills, findings }
     }
 
     /// What the source's server keeps for this connector; nothing while it cannot be asked.
@@ -270,6 +309,14 @@ impl Status {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic while holding the lock leaves plain values behind, never torn ones.
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What a connector does whose source is open.
+fn running(backfills: &[BackfillView]) -> State {
+    match backfills.iter().any(|table| table.state == BackfillState::Running) {
+        true => State::Backfilling,
+        false => State::Streaming,
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
+    backfill::{Backfill, Emitted, view::BackfillView},
     handle::{Commit, Status},
     start::{Claims, Progress, Started, in_doubt, start},
 };
@@ -115,22 +116,24 @@ impl Ingest {
     }
 
     async fn stream(&self, started: Started, shutdown: &mut Shutdown) -> Result<()> {
-        let Started { mut writer, mut source, mut encoder, mut progress } = started;
-        let mut spare = vec![encoder.transaction(), encoder.transaction()];
-        let mut batch = Batch::default();
+        let Started { mut writer, source, encoder, progress } = started;
+        let backfill = Backfill::new(Arc::clone(&self.connector), &progress, &encoder, Arc::clone(&self.status));
+        let mut line = Line { source, encoder, progress, backfill, batch: Batch::default() };
+        let mut spare = vec![line.encoder.transaction(), line.encoder.transaction()];
         let mut ready: Option<Ready> = None;
         loop {
-            let limits = limits(&self.commit, ready.is_some());
-            let out = spare.pop().unwrap_or_else(|| encoder.transaction());
-            let read = read(&mut *source, &mut encoder, &mut progress, &mut batch, out, &limits, shutdown);
+            line.backfill.turn(&line.progress.backfills);
+            let limits = line.backfill.patience(limits(&self.commit, ready.is_some()));
+            let out = spare.pop().unwrap_or_else(|| line.encoder.transaction());
+            let next = line.next(out, &limits, shutdown);
             let next = match ready.take() {
-                None => read.await?,
+                None => next.await?,
                 Some(current) => {
                     // Both are borrowed for this round only; the first error ends the attempt and drops the other half.
-                    let (done, next) = tokio::try_join!(self.commit(&mut *writer, current), read)?;
+                    let (done, next) = tokio::try_join!(self.commit(&mut *writer, current), next)?;
                     spare.push(done.out);
                     fault::point("C12");
-                    source.ack(&done.position).await?;
+                    line.source.ack(&done.position).await?;
                     fault::point("C13");
                     next
                 }
@@ -138,7 +141,7 @@ impl Ingest {
             match next {
                 Next::Ready(next) => {
                     if fault::variant("confirm-before-commit") {
-                        source.ack(&next.position).await?;
+                        line.source.ack(&next.position).await?;
                     }
                     ready = Some(next);
                 }
@@ -146,7 +149,7 @@ impl Ingest {
                 Next::Stop => break,
             }
         }
-        source.close().await?;
+        line.source.close().await?;
         writer.close().await;
         Ok(())
     }
@@ -163,6 +166,9 @@ impl Ingest {
             took: began.elapsed(),
         };
         self.status.committed(&ready.position, &commit);
+        if let Some(tables) = &ready.backfills {
+            self.status.backfilled(tables);
+        }
         Ok(Done { out, position: ready.position })
     }
 }
@@ -174,6 +180,8 @@ struct Ready {
     events: u64,
     dead_letters: u64,
     newest_us: Option<i64>,
+    /// How far the rows of tables are read, if the transaction brings that further.
+    backfills: Option<Vec<BackfillView>>,
 }
 
 /// A log transaction that is durable.
@@ -188,30 +196,58 @@ enum Next {
     Stop,
 }
 
-/// Pulls a batch and makes it a log transaction.
-async fn read(
-    source: &mut dyn Source,
-    encoder: &mut Encoder,
-    progress: &mut Progress,
-    batch: &mut Batch,
-    mut out: Transaction,
-    limits: &Limits,
-    shutdown: &mut Shutdown,
-) -> Result<Next> {
-    batch.clear(KEEP_BYTES);
-    out.clear(KEEP_BYTES);
-    tokio::select! {
-        biased;
-        () = shutdown.wait() => return Ok(Next::Stop),
-        result = source.next_batch(batch, limits) => result?,
+/// From the source to a log transaction.
+struct Line {
+    source: Box<dyn Source>,
+    encoder: Encoder,
+    progress: Progress,
+    backfill: Backfill,
+    batch: Batch,
+}
+
+impl Line {
+    /// A chunk that is due, or what the stream brings.
+    async fn next(&mut self, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
+        out.clear(KEEP_BYTES);
+        if self.backfill.is_due(&mut *self.source)? {
+            return self.chunk(out);
+        }
+        self.read(out, limits, shutdown).await
     }
-    let Some(position) = batch.position().cloned() else {
-        return Ok(Next::Nothing(out));
-    };
-    let encoded = encoder.encode(batch, progress.next_place(), &mut out)?;
-    let tables = encoded.state_changed.then(|| encoder.tables());
-    progress.finish(Some(&position), tables, &mut out);
-    let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
-    let Encoded { events, dead_letters, .. } = encoded;
-    Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us }))
+
+    /// Makes a chunk a log transaction: its rows, how far the table is read, and the position as it was.
+    fn chunk(&mut self, mut out: Transaction) -> Result<Next> {
+        let encoded = match self.backfill.emit(&mut self.encoder, &mut self.progress, &mut out)? {
+            Emitted::Rows(encoded) => encoded,
+            Emitted::Discarded => {
+                out.clear(KEEP_BYTES);
+                return Ok(Next::Nothing(out));
+            }
+        };
+        self.progress.finish(None, Some(self.encoder.tables()), &mut out);
+        let Some(position) = self.progress.position().cloned() else { return Ok(Next::Nothing(out)) };
+        let backfills = Some(self.backfill.views(&self.progress.backfills));
+        let Encoded { events, dead_letters, .. } = encoded;
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us: None, backfills }))
+    }
+
+    /// Pulls a batch and makes it a log transaction.
+    async fn read(&mut self, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
+        let Self { source, encoder, progress, backfill, batch } = self;
+        batch.clear(KEEP_BYTES);
+        tokio::select! {
+            biased;
+            () = shutdown.wait() => return Ok(Next::Stop),
+            result = source.next_batch(batch, limits) => result?,
+        }
+        let Some(position) = batch.position().cloned() else {
+            return Ok(Next::Nothing(out));
+        };
+        let encoded = encoder.encode(batch, progress.next_place(), &mut out, backfill)?;
+        let tables = encoded.state_changed.then(|| encoder.tables());
+        progress.finish(Some(&position), tables, &mut out);
+        let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
+        let Encoded { events, dead_letters, .. } = encoded;
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills: None }))
+    }
 }

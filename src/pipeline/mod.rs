@@ -4,6 +4,7 @@
 //! what an error means, [`daemon`] owns the connectors and obeys commands, [`reload`] compares new files with what runs, [`reset`]
 //! begins anew, [`handle`] tells how it goes, [`preflight`] looks without touching.
 
+pub mod backfill;
 pub mod codes;
 pub mod daemon;
 pub mod handle;

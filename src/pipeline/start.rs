@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use headwater_connector::{Error, Identity, Intent, Position, Result, Source, fault};
 use uuid::Uuid;
 
-use super::{codes, ingest::Ingest, now_us, topics};
+use super::{backfill, codes, ingest::Ingest, now_us, topics};
 use crate::{
     log::{
         Cleanup, LogWriter, TopicSpec, TopicState, Transaction,
-        checkpoint::{Checkpoint, FORMAT, POSITION_KEY, PositionRecord, STATE_KEY, StateRecord, TableState},
+        checkpoint::{Checkpoint, FORMAT, POSITION_KEY, PositionRecord, STATE_KEY, StateRecord, TableBackfill, TableState},
         codes as log_codes,
         topic::InternalTopics,
     },
@@ -45,15 +45,30 @@ pub struct Progress {
     partitions: BTreeMap<String, u32>,
     paused: Option<String>,
     topic_ids: BTreeMap<String, String>,
+    /// Rows that are there already, by table.
+    pub backfills: BTreeMap<String, TableBackfill>,
     internal: InternalTopics,
 }
 
 impl Progress {
     fn fresh(writer: Uuid, internal: InternalTopics) -> Self {
         let incarnation = Uuid::new_v4();
-        let (partitions, topic_ids) = (BTreeMap::new(), BTreeMap::new());
+        let (partitions, topic_ids, backfills) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (identity, position, intent, paused) = (None, None, None, None);
-        Self { incarnation, era: 0, writer, seq: 0, identity, position, intent, partitions, paused, topic_ids, internal }
+        Self {
+            incarnation,
+            era: 0,
+            writer,
+            seq: 0,
+            identity,
+            position,
+            intent,
+            partitions,
+            paused,
+            topic_ids,
+            backfills,
+            internal,
+        }
     }
 
     fn resume(checkpoint: &Checkpoint, writer: Uuid, internal: InternalTopics) -> Self {
@@ -70,6 +85,7 @@ impl Progress {
             // Whoever starts is not paused any more; the state record that every start writes says so.
             paused: None,
             topic_ids: state.topic_ids.clone(),
+            backfills: state.backfills.clone(),
             internal,
         }
     }
@@ -87,10 +103,16 @@ impl Progress {
                 (progress.identity, progress.position, progress.intent) = (None, None, intent);
                 // Whoever begins anew takes the topics as they are now.
                 progress.topic_ids.clear();
+                progress.backfills.clear();
             }
             Rebirth::Elsewhere(identity) => progress.identity = Some(identity),
         }
         progress
+    }
+
+    /// Behind everything published; none before the source was prepared.
+    pub fn position(&self) -> Option<&Position> {
+        self.position.as_ref()
     }
 
     /// Which life this is.
@@ -132,6 +154,7 @@ impl Progress {
             tables: tables.clone(),
             paused: self.paused.clone(),
             topic_ids: self.topic_ids.clone(),
+            backfills: self.backfills.clone(),
         }
     }
 
@@ -202,6 +225,9 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
         progress.topic_ids.insert(state.name.clone(), state.id.clone());
     }
     pin(ingest, &mut progress, &states)?;
+    // Before there is a position, so that a crash in between does not make the first start look like a later one.
+    let is_first_start = progress.position.is_none();
+    backfill::enlist(&mut progress.backfills, ingest.connector.backfill().mode, &routes, is_first_start);
     commit_checkpoint(&mut *writer, &mut progress, None, Some(&tables)).await?;
     ingest.own();
 
@@ -215,7 +241,7 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
         Ok(source) => source,
         Err(error) => return Err(blame(ingest, &internal, error).await?),
     };
-    ingest.status.streaming(position, source.monitor());
+    ingest.status.streaming(position, source.monitor(), &progress.backfills);
     if let Some(found) = source.identity() {
         // Positions from here on belong to the timeline that was found, and are compared with it at the next start.
         progress.identity = Some(found.clone());

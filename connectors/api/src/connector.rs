@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Finding, Identity, Position, Result, Schema, Source};
+use crate::{BackfillOptions, Error, Finding, Identity, Position, Result, Schema, Source, TableReader};
 
 /// A kind of connector, as listed in the daemon's registry. One static per crate.
 pub trait ConnectorKind: Sync {
@@ -151,6 +151,12 @@ pub trait SourceConnector: Send + Sync {
 
     /// Compares a checkpoint with the server for `reset`. Changes nothing. Both parts are none where no checkpoint can be read.
     async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey>;
+
+    /// When and how hard rows that are there already are read.
+    fn backfill(&self) -> BackfillOptions;
+
+    /// A session that reads tables beside the stream.
+    async fn reader(&self) -> Result<Box<dyn TableReader>>;
 
     /// Opens the source behind `position`. Everything that makes resuming there wrong is an error of its own:
     /// an object missing, ahead of the position, of another server or history (invariant 3).

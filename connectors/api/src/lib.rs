@@ -15,8 +15,9 @@
 //!    [`Value::Unchanged`] is not NULL.
 //! 4. [`source`]: pull batches, ack what is durable. On any error you are dropped and opened again at the last checkpoint.
 //! 5. [`connector`]: look, prepare, create, verify, open; and `check`, which tells an operator everything at once.
-//! 6. [`sink`]: the way back out of the log.
-//! 7. [`testkit`]: the suite that every source passes against a real server.
+//! 6. [`backfill`]: rows that are there already, with what proves that they do not contradict the stream.
+//! 7. [`sink`]: the way back out of the log.
+//! 8. [`testkit`]: the suite that every source passes against a real server.
 //!
 //! What you promise:
 //!
@@ -27,6 +28,7 @@
 //! - *Bounded memory.* Whatever the server sends, you hold at most the limits plus one row.
 //! - *The server is left in peace.* Keepalives are answered while nobody pulls; nothing is confirmed that was not acked.
 
+pub mod backfill;
 pub mod batch;
 pub mod codes;
 pub mod connector;
@@ -41,6 +43,7 @@ pub mod source;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
+pub use backfill::{BackfillMode, BackfillOptions, Chunk, ChunkRead, ChunkRequest, Cursor, Gate, Snapshot, TableReader};
 pub use batch::{Batch, Before, Change, Mark, Op, Row, TransactionInfo, Value};
 pub use connector::{
     Action, ConnectorKind, Intent, IntentMode, OptionFault, SourceConnector, SourceContext, Start, Survey, Table,

@@ -43,6 +43,10 @@ pub trait Source: Send {
     /// Never called with a position that is not committed.
     async fn ack(&mut self, position: &Position) -> Result<()>;
 
+    /// Whether everything up to `barrier` was handed out and no transaction is open. Asks the server how far its log has come
+    /// if that is not known, so that it is found out soon also while nothing happens.
+    fn passed(&mut self, barrier: &Position) -> Result<bool>;
+
     /// The server as it is now, if that may differ from what the checkpoint says in a way that [`open`] has accepted: another
     /// timeline after a failover. It is stored with the next position, so that later positions are compared with it.
     ///

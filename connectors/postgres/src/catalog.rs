@@ -150,6 +150,13 @@ impl Catalog {
         Ok(self.details(&rows).await?.pop())
     }
 
+    /// One table by its name; none if there is none.
+    pub async fn table_named(&mut self, schema: &str, name: &str) -> Result<Option<TableFacts>> {
+        let found = format!("{TABLES} AND n.nspname = {} AND c.relname = {}", literal(schema), literal(name));
+        let rows = self.query(&found).await?;
+        Ok(self.details(&rows).await?.pop())
+    }
+
     /// Columns and indexes of all tables by one statement each: a database can have thousands.
     async fn details(&mut self, rows: &[Vec<Option<String>>]) -> Result<Vec<TableFacts>> {
         let oids = rows.iter().map(|row| cell(row, 0)).collect::<Vec<_>>().join(",");

@@ -1,6 +1,6 @@
 //! The options of a source, and what they mean.
 
-use headwater_connector::{Error, OptionFault, Secret, SourceContext};
+use headwater_connector::{BackfillOptions, Error, OptionFault, Secret, SourceContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,10 @@ pub struct Options {
     /// What happens to large values that an update did not touch, which the log does not carry.
     #[serde(default)]
     pub large_values: LargeValues,
+    /// Whether rows that are there already are read, and how hard the server may be worked: `initial` (default), `never`, or a map with
+    /// `mode` and limits.
+    #[serde(default)]
+    pub backfill: BackfillOptions,
 }
 
 /// One name or a list of names.
@@ -95,6 +99,8 @@ pub struct Settings {
     pub on_truncate: OnTruncate,
     /// See [`Options`].
     pub large_values: LargeValues,
+    /// See [`Options`].
+    pub backfill: BackfillOptions,
 }
 
 /// A `schema.table` pattern.
@@ -186,6 +192,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
             failover: options.failover,
             on_truncate: options.on_truncate,
             large_values: options.large_values,
+            backfill: options.backfill,
         }),
         _ => Err(faults),
     }

@@ -32,6 +32,8 @@ const MAX_ANSWER: usize = 256 << 20;
 const CELL: usize = size_of::<Option<String>>();
 /// Servers report fifteen settings.
 const MAX_PARAMETERS: usize = 256;
+/// Free space before each read.
+const READ_SIZE: usize = 16 << 10;
 /// The server itself gives up on a statement after 30 s; this is for a server that is gone.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(45);
 
@@ -182,6 +184,34 @@ impl Connection {
         }
     }
 
+    /// Runs one statement and hands over each row's bytes as they come: a number of cells, and for each its length and its text.
+    pub async fn query_rows(
+        &mut self,
+        sql: &str,
+        row: impl FnMut(&[u8]) -> Result<()> + Send,
+    ) -> Result<Result<(), ServerError>> {
+        timeout(QUERY_TIMEOUT, self.each_row(sql, row)).await.map_err(|_| silent())?
+    }
+
+    async fn each_row(&mut self, sql: &str, mut row: impl FnMut(&[u8]) -> Result<()> + Send) -> Result<Result<(), ServerError>> {
+        self.send_query(sql).await?;
+        let mut refused = None;
+        loop {
+            let (tag, body) = self.receive().await?;
+            match tag {
+                b'D' => row(&body)?,
+                b'E' => refused = Some(server_error(&body)?),
+                b'S' => self.note_parameter(&body)?,
+                b'Z' => return Ok(refused.map_or(Ok(()), Err)),
+                b'T' | b'C' | b'N' | b'I' => {}
+                _ => return Err(protocol("an unexpected message came in answer to a statement")),
+            }
+            if let Some(error) = refused.as_ref().filter(|error| error.state.starts_with("57P")) {
+                return Ok(Err(error.clone()));
+            }
+        }
+    }
+
     /// Sends a replication command that answers with a two-way copy; then the socket belongs to the stream.
     pub async fn start_copy(&mut self, command: &str) -> Result<Result<(), ServerError>> {
         timeout(QUERY_TIMEOUT, self.begin_copy(command)).await.map_err(|_| silent())?
@@ -247,7 +277,7 @@ impl Connection {
                     return Ok((tag, message));
                 }
             }
-            self.input.reserve(8192);
+            self.input.reserve(READ_SIZE);
             if self.socket.read_buf(&mut self.input).await.map_err(broken)? == 0 {
                 return Err(lost("the server closed the connection"));
             }

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, Error, Finding, Identity, Intent, IntentMode, Position, Result, Source, SourceConnector, Start, Survey, Table,
+    Action, BackfillOptions, Error, Finding, Identity, Intent, IntentMode, Position, Result, Source, SourceConnector, Start,
+    Survey, Table, TableReader,
 };
 use tokio::time::{Instant, sleep};
 
@@ -16,7 +17,9 @@ use crate::{
     creation::{self, Tries},
     error::protocol,
     position::{Lsn, Place},
-    publication, rebind, relation, slot,
+    publication,
+    reader::PostgresReader,
+    rebind, relation, slot,
     source::PostgresSource,
     standby::{self, Role},
     stream::{PACE, Stream},
@@ -254,6 +257,14 @@ impl SourceConnector for PostgresConnector {
         catalog.rest().await;
         session.close().await;
         survey
+    }
+
+    fn backfill(&self) -> BackfillOptions {
+        self.settings.backfill.clone()
+    }
+
+    async fn reader(&self) -> Result<Box<dyn TableReader>> {
+        Ok(Box::new(PostgresReader::new(Arc::clone(&self.settings))))
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {

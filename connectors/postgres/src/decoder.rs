@@ -100,6 +100,11 @@ impl Decoder {
         self.open.as_ref().is_some_and(|open| open.announced)
     }
 
+    /// Whether everything that was begun is complete.
+    pub fn is_between(&self) -> bool {
+        self.open.is_none() && self.resume.is_none()
+    }
+
     /// Begins an empty batch.
     pub fn begin_batch(&mut self, batch: &Batch) {
         if let Some(open) = &mut self.open {

@@ -14,6 +14,7 @@
 //! 3. `connector`, `slot`, `creation`, `publication`, `standby`, `check`: look, prepare, create, verify, open.
 //! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `decode`, `array`: from bytes to rows, without IO.
 //! 5. `source`, `position`, `monitor`, `watch`: batches, where they end, how far the server is ahead, and what the stream does not tell.
+//! 6. `reader`, `snapshot`: rows that are there already, and which transactions they show.
 
 mod array;
 mod catalog;
@@ -31,11 +32,13 @@ mod monitor;
 mod pgoutput;
 mod position;
 mod publication;
+mod reader;
 mod rebind;
 mod relation;
 mod server;
 mod session;
 mod slot;
+mod snapshot;
 mod source;
 mod standby;
 mod stream;

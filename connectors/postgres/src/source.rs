@@ -29,6 +29,8 @@ use crate::{
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// or after so much log.
 const PROGRESS_BYTES: u64 = 16 << 20;
+/// While somebody waits for a barrier, the server is asked this often how far its log has come.
+const ASK_EVERY: Duration = Duration::from_millis(10);
 /// How long the rest of a transaction is waited for beyond `max_wait` before it is cut. It was committed before the server sent
 /// its first byte, so only a sick connection or a huge share of rows that nobody selected makes it late.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,6 +51,8 @@ pub struct PostgresSource {
     /// The last position handed out, and when.
     given: Place,
     given_at: Instant,
+    /// When the server was asked last how far its log has come.
+    asked_at: Instant,
 }
 
 impl PostgresSource {
@@ -70,6 +74,7 @@ impl PostgresSource {
             watch,
             given: place,
             given_at: Instant::now(),
+            asked_at: Instant::now(),
         }
     }
 
@@ -207,6 +212,18 @@ impl Source for PostgresSource {
         self.catalog.rest().await;
         self.finish(batch);
         Ok(())
+    }
+
+    fn passed(&mut self, barrier: &Position) -> Result<bool> {
+        let barrier = Place::from_position(barrier)?.base;
+        if self.decoder.is_between() && self.decoder.base() >= barrier {
+            return Ok(true);
+        }
+        if self.asked_at.elapsed() >= ASK_EVERY {
+            self.asked_at = Instant::now();
+            self.stream.shared.ask();
+        }
+        Ok(false)
     }
 
     async fn ack(&mut self, position: &Position) -> Result<()> {

@@ -51,7 +51,7 @@ fn a_changed_key_is_a_tombstone_and_a_new_row_in_one_transaction() {
     let after = row(&mut batch, &[Value::Text("2"), Value::Text("x"), Value::Unchanged]);
     batch.push_change(Op::Update, index, 0, Before::Key(before), Some(after));
     let mut out = encoder.transaction();
-    let encoded = encoder.encode(&batch, PLACE, &mut out).unwrap();
+    let encoded = encoder.encode(&batch, PLACE, &mut out, &mut ()).unwrap();
     assert_eq!(encoded, Encoded { events: 2, dead_letters: 0, state_changed: true });
     let lines = lines(&out);
     assert!(lines[0].starts_with(r#"headwater.shop.schema {"schema":""#), "{}", lines[0]);
@@ -75,7 +75,7 @@ fn an_update_that_carries_the_same_key_is_an_update() {
     batch.push_change(Op::Update, index, 0, Before::Full(image), Some(image));
     batch.push_change(Op::Delete, index, 1, Before::Full(image), None);
     let mut out = encoder.transaction();
-    encoder.encode(&batch, PLACE, &mut out).unwrap();
+    encoder.encode(&batch, PLACE, &mut out, &mut ()).unwrap();
     let lines = lines(&out);
     assert!(lines[1].contains(r#"{"id":1} {"id":1,"note":"x"} hw.op=u"#), "{}", lines[1]);
     assert!(lines[2].contains(r#"{"id":1} null hw.op=d"#), "{}", lines[2]);
@@ -94,7 +94,7 @@ fn a_schema_is_announced_once_and_again_when_it_changes() {
         let image = row(&mut batch, &values);
         batch.push_change(Op::Insert, index, 0, Before::None, Some(image));
         let mut out = encoder.transaction();
-        encoder.encode(&batch, PLACE, &mut out).unwrap().state_changed
+        encoder.encode(&batch, PLACE, &mut out, &mut ()).unwrap().state_changed
     };
     assert!(one(&schema));
     assert!(!one(&schema));
@@ -113,11 +113,11 @@ fn a_row_without_key_stops_or_becomes_a_dead_letter() {
     let image = row(&mut batch, &[Value::Null, Value::Text("x"), Value::Invalid(&[0xff])]);
     batch.push_change(Op::Insert, index, 0, Before::None, Some(image));
     let mut strict = encoder("{}", &schema);
-    let error = strict.encode(&batch, PLACE, &mut strict.transaction()).unwrap_err();
+    let error = strict.encode(&batch, PLACE, &mut strict.transaction(), &mut ()).unwrap_err();
     assert_eq!(error.code().id, "HW1155");
     let mut lenient = encoder(r#"{"on_data_error":"dead_letter"}"#, &schema);
     let mut out = lenient.transaction();
-    let encoded = lenient.encode(&batch, PLACE, &mut out).unwrap();
+    let encoded = lenient.encode(&batch, PLACE, &mut out, &mut ()).unwrap();
     assert_eq!((encoded.events, encoded.dead_letters), (1, 1));
     let line = lines(&out).pop().unwrap();
     assert!(line.starts_with("headwater.shop.dead ") && line.contains(r#""columns":{"id":null,"note":"x"}"#), "{line}");
@@ -132,7 +132,7 @@ fn a_truncate_reaches_every_partition() {
     let index = batch.schema_index(&schema);
     batch.push_change(Op::Truncate, index, 0, Before::None, None);
     let mut out = encoder.transaction();
-    encoder.encode(&batch, PLACE, &mut out).unwrap();
+    encoder.encode(&batch, PLACE, &mut out, &mut ()).unwrap();
     let partitions: Vec<u32> = out.records()[1..].iter().map(|record| record.partition).collect();
     assert_eq!(partitions, [0, 1, 2]);
     assert!(lines(&out)[3].contains(r#"{"hw.truncate":true} null hw.op=t"#));

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, Batch, Before, Error, Finding, Identity, Intent, IntentMode, Limits, Monitor, Op, Position, Result, Schema, Source,
-    SourceConnector, Start, Survey, Table, Value, codes as contract,
+    Action, BackfillMode, BackfillOptions, Batch, Before, Error, Finding, Identity, Intent, IntentMode, Limits, Monitor, Op,
+    Position, Result, Schema, Source, SourceConnector, Start, Survey, Table, TableReader, Value, codes as contract,
 };
 use tokio::time::Instant;
 
@@ -127,6 +127,14 @@ impl SourceConnector for ModelConnector {
     async fn survey(&self, _: Option<&Identity>, _: Option<&Position>) -> Result<Survey> {
         self.ask("survey").await?;
         Ok(Survey { facts: Vec::new(), anew: Ok(("as a first start".into(), None)), rebind: Ok(self.identity()) })
+    }
+
+    fn backfill(&self) -> BackfillOptions {
+        BackfillOptions { mode: BackfillMode::Never, ..BackfillOptions::default() }
+    }
+
+    async fn reader(&self) -> Result<Box<dyn TableReader>> {
+        Err(lost("the model has no rows to read"))
     }
 
     async fn open(&self, identity: &Identity, at: &Position) -> Result<Box<dyn Source>> {
@@ -283,6 +291,10 @@ impl Source for ModelSource {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    fn passed(&mut self, _: &Position) -> Result<bool> {
+        Ok(true)
     }
 
     async fn ack(&mut self, position: &Position) -> Result<()> {

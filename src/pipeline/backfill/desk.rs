@@ -1,0 +1,180 @@
+//! The sessions that read, each in a task of its own. They end with the desk.
+
+use std::{sync::Arc, time::Duration};
+
+use headwater_connector::{Batch, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Result, SourceConnector, TableReader};
+use tokio::{task::JoinSet, time::Instant};
+
+use super::run::Ticket;
+
+/// Memory that an idle batch keeps.
+const KEEP_BYTES: usize = 4 << 20;
+
+/// What a reader is asked to do.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// Name what must be visible before the first chunk.
+    Gate,
+    /// Cut a table into ranges.
+    Split(String, usize),
+    /// Read rows.
+    Chunk(ChunkRequest, Ticket),
+}
+
+impl Job {
+    /// The table that it is about; a gate is about all.
+    pub fn table(&self) -> &str {
+        match self {
+            Self::Gate => "",
+            Self::Split(table, _) => table,
+            Self::Chunk(request, _) => &request.table,
+        }
+    }
+}
+
+/// What came of a job.
+pub struct Answer {
+    /// The job.
+    pub job: Job,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// See [`Answer`].
+pub enum Outcome {
+    /// Of [`Job::Gate`]
+    Gate(Result<Gate>),
+    /// Of [`Job::Split`]
+    Split(Result<Vec<Cursor>>),
+    /// Of [`Job::Chunk`]
+    Chunk {
+        /// What was read,
+        read: Result<ChunkRead>,
+        /// into this,
+        batch: Batch,
+        /// in this time.
+        took: Duration,
+    },
+}
+
+/// A chunk that waits to be published.
+pub struct ReadyChunk {
+    /// `schema.table`
+    pub table: String,
+    /// Which chunk.
+    pub ticket: Ticket,
+    /// What is known of its snapshot.
+    pub chunk: Chunk,
+    /// Its rows.
+    pub batch: Batch,
+}
+
+type Finished = (Answer, Option<Box<dyn TableReader>>);
+
+/// See the module's page.
+pub struct Desk {
+    connector: Arc<dyn SourceConnector>,
+    readers: usize,
+    idle: Vec<Box<dyn TableReader>>,
+    batches: Vec<Batch>,
+    tasks: JoinSet<Finished>,
+}
+
+impl Desk {
+    /// At most so many sessions; none is opened before there is something to do.
+    pub fn new(connector: Arc<dyn SourceConnector>, readers: usize) -> Self {
+        Self { connector, readers: readers.max(1), idle: Vec::new(), batches: Vec::new(), tasks: JoinSet::new() }
+    }
+
+    /// Whether another job can start.
+    pub fn has_room(&self) -> bool {
+        self.tasks.len() < self.readers
+    }
+
+    /// Whether a job is on its way.
+    pub fn is_busy(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
+    /// Starts a job if there is room.
+    pub fn start(&mut self, job: Job) -> bool {
+        if !self.has_room() {
+            return false;
+        }
+        let (reader, connector) = (self.idle.pop(), Arc::clone(&self.connector));
+        let mut batch = self.batches.pop().unwrap_or_default();
+        batch.clear(KEEP_BYTES);
+        self.tasks.spawn(async move {
+            let mut reader = match reader {
+                Some(reader) => reader,
+                None => match connector.reader().await {
+                    Ok(reader) => reader,
+                    Err(error) => return (Answer { outcome: failed(&job, error), job }, None),
+                },
+            };
+            let outcome = work(&mut *reader, &job, batch).await;
+            // After an error the session is in no state that anybody knows.
+            let reader = outcome.is_fine().then_some(reader);
+            (Answer { job, outcome }, reader)
+        });
+        true
+    }
+
+    /// The next job that has ended, if any.
+    pub fn next_answer(&mut self) -> Option<Answer> {
+        // A reader does not panic; if it did, its chunk would never arrive, and the connector's restart would ask again.
+        let (answer, reader) = self.tasks.try_join_next()?.ok()?;
+        self.idle.extend(reader);
+        Some(answer)
+    }
+
+    /// A batch to be used again.
+    pub fn give_back(&mut self, batch: Batch) {
+        self.batches.push(batch);
+    }
+
+    /// Whether there are sessions.
+    pub fn is_open(&self) -> bool {
+        !self.tasks.is_empty() || !self.idle.is_empty()
+    }
+
+    /// Ends the sessions.
+    pub fn rest(&mut self) {
+        self.tasks.abort_all();
+        while self.tasks.try_join_next().is_some() {}
+        self.batches.clear();
+        for reader in self.idle.drain(..) {
+            tokio::spawn(reader.close());
+        }
+    }
+}
+
+impl Outcome {
+    fn is_fine(&self) -> bool {
+        match self {
+            Self::Gate(result) => result.is_ok(),
+            Self::Split(result) => result.is_ok(),
+            Self::Chunk { read, .. } => read.is_ok(),
+        }
+    }
+}
+
+async fn work(reader: &mut dyn TableReader, job: &Job, mut batch: Batch) -> Outcome {
+    match job {
+        Job::Gate => Outcome::Gate(reader.gate().await),
+        Job::Split(table, parts) => Outcome::Split(reader.split(table, *parts).await),
+        Job::Chunk(request, _) => {
+            let began = Instant::now();
+            let read = reader.read(request, &mut batch).await;
+            Outcome::Chunk { read, batch, took: began.elapsed() }
+        }
+    }
+}
+
+fn failed(job: &Job, error: Error) -> Outcome {
+    match job {
+        Job::Gate => Outcome::Gate(Err(error)),
+        Job::Split(..) => Outcome::Split(Err(error)),
+        Job::Chunk(..) => Outcome::Chunk { read: Err(error), batch: Batch::default(), took: Duration::ZERO },
+    }
+}

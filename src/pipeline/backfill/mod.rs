@@ -1,0 +1,437 @@
+//! Rows that are there already: read in chunks beside the stream, published between two of its transactions.
+//!
+//! [`journal`] remembers which keys recent transactions touched, [`run`] what is still to be read of each table, [`desk`] has the sessions
+//! that read, [`pace`] says when. This module decides: a chunk is published once the stream has passed its barrier, without the rows
+//! whose key a transaction touched that the chunk did not see; rows, progress and checkpoint go in one log transaction.
+
+pub mod desk;
+pub mod journal;
+pub mod pace;
+pub mod run;
+pub mod view;
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use headwater_connector::{
+    BackfillMode, BackfillOptions, Batch, Change, ChunkRead, Error, Gate, Limits, Result, Snapshot, Source, SourceConnector,
+    fault,
+};
+use tokio::{task::JoinSet, time::Instant};
+
+use self::{
+    desk::{Answer, Desk, Job, Outcome, ReadyChunk},
+    journal::{Journal, Unseen},
+    pace::Pace,
+    run::Run,
+    view::BackfillView,
+};
+use super::{
+    handle::{ErrorView, Status},
+    now_text,
+    start::Progress,
+};
+use crate::{
+    log::{
+        Transaction,
+        checkpoint::{BackfillState, KeyRange, TableBackfill},
+    },
+    mapping::{
+        Encoder, Routes,
+        encode::{Encoded, Side},
+    },
+};
+
+/// How long the stream may be waited for while chunks are on their way.
+const GLANCE: Duration = Duration::from_millis(5);
+/// How long while nothing is to be read because of a limit.
+const DOZE: Duration = Duration::from_millis(50);
+/// How often the guard looks how far the stream is behind.
+const GUARD_EVERY: Duration = Duration::from_secs(2);
+/// What stands for a lag that nobody knows.
+const UNKNOWN: u64 = u64::MAX;
+/// Pause before a gate is tried again, or a session that broke.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Puts the tables that are captured now into the list: new ones are to be read if the options say so; what is not captured any more
+/// is forgotten, so that it begins anew if it ever comes back.
+pub fn enlist(backfills: &mut BTreeMap<String, TableBackfill>, mode: BackfillMode, routes: &Routes, is_first_start: bool) {
+    // A checkpoint of a version that did not read rows knows no table; its tables stay as they are.
+    let is_old = !is_first_start && backfills.is_empty();
+    backfills.retain(|table, _| routes.get(table).is_some());
+    for route in routes.iter() {
+        backfills.entry(route.table.clone()).or_insert_with(|| match mode {
+            BackfillMode::Initial if !is_old => TableBackfill { estimated: route.estimated_rows, ..fresh() },
+            _ => TableBackfill::default(),
+        });
+    }
+}
+
+/// A table of which everything is to be read.
+pub fn fresh() -> TableBackfill {
+    TableBackfill { state: BackfillState::Running, ranges: vec![KeyRange::default()], ..TableBackfill::default() }
+}
+
+/// Whether something is to be read.
+pub fn is_open(backfills: &BTreeMap<String, TableBackfill>) -> bool {
+    backfills.values().any(|table| table.state == BackfillState::Running)
+}
+
+/// What must be visible before the first chunk.
+enum Door {
+    /// Nobody has asked yet.
+    Closed,
+    /// Somebody asks.
+    Asked,
+    /// It is known, and no chunk has passed it.
+    Known(Gate),
+    /// A snapshot has passed it, and so will every later one.
+    Open,
+}
+
+/// What came of a chunk that was ready.
+pub enum Emitted {
+    /// A log transaction, and what encoding it brought.
+    Rows(Encoded),
+    /// It could not be used and is read again.
+    Discarded,
+}
+
+/// See the module's page.
+pub struct Backfill {
+    options: BackfillOptions,
+    journal: Journal,
+    runs: BTreeMap<String, Run>,
+    desk: Desk,
+    door: Door,
+    ready: VecDeque<ReadyChunk>,
+    /// The newest snapshot that is known, for chunks that are asked for from now on.
+    newest: Option<Arc<dyn Snapshot>>,
+    pace: Pace,
+    /// What the gate waits for.
+    waiting: Option<String>,
+    errors: BTreeMap<String, Error>,
+    /// What of all this status knows.
+    shown: (bool, Option<String>, usize),
+    tickets: run::Ticket,
+    status: Arc<Status>,
+    /// Bytes that the stream is behind, as the guard saw it last.
+    lag: Arc<AtomicU64>,
+    guard: JoinSet<()>,
+    began: Instant,
+    /// Rows read by table since then.
+    read: BTreeMap<String, u64>,
+}
+
+impl Backfill {
+    /// For a connector that has just opened its source: the journal begins now, so the gate is asked for anew.
+    pub fn new(connector: Arc<dyn SourceConnector>, progress: &Progress, encoder: &Encoder, status: Arc<Status>) -> Self {
+        let options = connector.backfill();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let readers = options.readers.unwrap_or(cores.min(4));
+        let mut backfill = Self {
+            pace: Pace::new(&options),
+            desk: Desk::new(connector, readers),
+            options,
+            journal: Journal::default(),
+            runs: BTreeMap::new(),
+            door: Door::Closed,
+            ready: VecDeque::new(),
+            newest: None,
+            waiting: None,
+            errors: BTreeMap::new(),
+            shown: (false, None, 0),
+            tickets: 0,
+            status,
+            lag: Arc::new(AtomicU64::new(UNKNOWN)),
+            guard: JoinSet::new(),
+            began: Instant::now(),
+            read: BTreeMap::new(),
+        };
+        backfill.take_up(&progress.backfills, encoder);
+        backfill
+    }
+
+    /// Begins to read what is open and not being read yet, and lets go of what is not open any more.
+    pub fn take_up(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
+        let was_idle = self.runs.is_empty();
+        self.runs.retain(|table, _| backfills.get(table).is_some_and(|known| known.state == BackfillState::Running));
+        for (table, known) in backfills.iter().filter(|(_, known)| known.state == BackfillState::Running) {
+            let Some(topic) = encoder.topic_of(table) else { continue };
+            self.journal.watch(topic);
+            self.runs.entry(table.clone()).or_insert_with(|| Run::new(topic, known));
+        }
+        if was_idle && !self.runs.is_empty() {
+            // Nothing was remembered while nothing was read.
+            self.door = Door::Closed;
+        }
+    }
+
+    /// Whether something is being read or to be read.
+    pub fn is_active(&self) -> bool {
+        !self.runs.is_empty()
+    }
+
+    /// How long the next batch of the stream may be waited for.
+    pub fn patience(&self, limits: Limits) -> Limits {
+        let max_wait = match () {
+            () if !self.is_active() => return limits,
+            () if self.ready.len() > 1 => Duration::ZERO,
+            () if self.desk.is_busy() || !self.ready.is_empty() => GLANCE,
+            () => DOZE,
+        };
+        Limits { max_wait: max_wait.min(limits.max_wait), ..limits }
+    }
+
+    /// Takes what readers have finished and gives them more to do. Never waits.
+    pub fn turn(&mut self, backfills: &BTreeMap<String, TableBackfill>) {
+        if !self.is_active() {
+            if self.desk.is_open() {
+                self.desk.rest();
+                self.ready.clear();
+                self.guard.abort_all();
+            }
+            return;
+        }
+        self.watch_lag();
+        while let Some(answer) = self.desk.next_answer() {
+            self.take(answer);
+        }
+        self.pace.note_lag(Some(self.lag.load(Ordering::Relaxed)).filter(|lag| *lag != UNKNOWN));
+        match self.door {
+            Door::Closed if self.desk.start(Job::Gate) => self.door = Door::Asked,
+            Door::Closed | Door::Asked => {}
+            Door::Known(_) | Door::Open => self.dispatch(),
+        }
+        let standing = (self.pace.is_held(), self.waiting.clone(), self.errors.len());
+        if standing != self.shown {
+            self.shown = standing;
+            self.status.backfill_waits(&self.views(backfills));
+        }
+    }
+
+    /// Asks from the side how far the stream is behind: what is read may be what holds it up.
+    fn watch_lag(&mut self) {
+        while self.guard.try_join_next().is_some() {}
+        if !self.guard.is_empty() {
+            return;
+        }
+        let (status, lag) = (Arc::clone(&self.status), Arc::clone(&self.lag));
+        self.guard.spawn(async move {
+            loop {
+                tokio::time::sleep(GUARD_EVERY).await;
+                lag.store(status.lag_bytes().await.unwrap_or(UNKNOWN), Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Every table as status shows it.
+    pub fn views(&self, backfills: &BTreeMap<String, TableBackfill>) -> Vec<BackfillView> {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let view = |(table, known): (&String, &TableBackfill)| {
+            let rows = self.read.get(table).copied().unwrap_or(0);
+            let mut view = BackfillView::new(table, known).at_rate(rows, seconds);
+            if known.state == BackfillState::Running {
+                view.waiting = match () {
+                    () if self.pace.is_held() => Some("the stream to catch up".to_owned()),
+                    () => self.waiting.clone(),
+                };
+                view.error = self.errors.get(table).map(ErrorView::from);
+            }
+            view
+        };
+        backfills.iter().map(view).collect()
+    }
+
+    fn dispatch(&mut self) {
+        while self.pace.allows() && self.desk.has_room() {
+            let order = |table: &str| self.options.first.iter().position(|first| first == table).unwrap_or(usize::MAX);
+            let mut tables: Vec<&String> = self.runs.keys().collect();
+            tables.sort_by_key(|table| order(table));
+            let next = tables
+                .into_iter()
+                .find_map(|table| self.runs[table].next_job(table, self.tickets + 1))
+                .map(|job| self.with_gate(job));
+            let Some(job) = next else { return };
+            self.tickets += 1;
+            let name = job.table().to_owned();
+            let floor = self.newest.clone();
+            if let Some(run) = self.runs.get_mut(&name) {
+                run.begin(&job, floor);
+            }
+            self.desk.start(job);
+        }
+    }
+
+    fn with_gate(&self, mut job: Job) -> Job {
+        if let (Job::Chunk(request, _), Door::Known(gate)) = (&mut job, &self.door) {
+            request.gate = Some(Arc::clone(gate));
+        }
+        job
+    }
+
+    fn take(&mut self, answer: Answer) {
+        let Answer { job, outcome } = answer;
+        let table = job.table().to_owned();
+        match outcome {
+            Outcome::Gate(Ok(gate)) => self.door = Door::Known(gate),
+            Outcome::Gate(Err(error)) => {
+                tracing::warn!(%error, "the gate of a backfill could not be asked for; trying again");
+                self.door = Door::Closed;
+                self.pace.rest(AGAIN);
+            }
+            Outcome::Split(bounds) => {
+                if let Some(run) = self.runs.get_mut(&table) {
+                    run.split(bounds.unwrap_or_default());
+                }
+            }
+            Outcome::Chunk { read, batch, took } => {
+                let Job::Chunk(request, ticket) = job else { return };
+                let Some(run) = self.runs.get_mut(&table) else { return };
+                if !run.expects(ticket) {
+                    return;
+                }
+                match read {
+                    Ok(ChunkRead::Rows(chunk)) => {
+                        self.door = Door::Open;
+                        self.waiting = None;
+                        self.errors.remove(&table);
+                        self.newest = Some(Arc::clone(&chunk.seen));
+                        self.pace.read(batch.changes().len(), batch.size_bytes(), took);
+                        run.arrived(ticket, &chunk, batch.changes().len(), took);
+                        self.ready.push_back(ReadyChunk { table, ticket, chunk, batch });
+                    }
+                    Ok(ChunkRead::Waiting(what)) => {
+                        run.failed(ticket);
+                        self.waiting = Some(what);
+                        self.pace.rest(AGAIN);
+                    }
+                    Err(error) => self.refused(&table, ticket, request.max_rows, error),
+                }
+            }
+        }
+    }
+
+    /// A chunk could not be read. What may pass is tried again, in smaller pieces; everything else ends this table's run until somebody acts.
+    fn refused(&mut self, table: &str, ticket: run::Ticket, rows: usize, error: Error) {
+        let passes = error.kind() == headwater_connector::Kind::Retry;
+        if let Some(run) = self.runs.get_mut(table) {
+            run.failed(ticket);
+            run.shrink(rows);
+        }
+        if passes {
+            tracing::warn!(table, %error, "a chunk could not be read; trying again");
+            self.pace.rest(AGAIN);
+        } else {
+            tracing::error!(table, %error, "the backfill of a table stands still");
+            self.runs.remove(table);
+            self.ready.retain(|chunk| chunk.table != table);
+        }
+        self.errors.insert(table.to_owned(), error);
+    }
+
+    /// Whether a chunk can be published now: the stream has passed what the chunk saw, and is between two transactions.
+    pub fn is_due(&mut self, source: &mut dyn Source) -> Result<bool> {
+        match self.ready.front() {
+            Some(chunk) => source.passed(&chunk.chunk.barrier),
+            None => Ok(false),
+        }
+    }
+
+    /// Makes a log transaction of the chunk that is due.
+    pub fn emit(&mut self, encoder: &mut Encoder, progress: &mut Progress, out: &mut Transaction) -> Result<Emitted> {
+        let Some(ready) = self.ready.pop_front() else { return Ok(Emitted::Discarded) };
+        let Some(run) = self.runs.get_mut(&ready.table) else { return Ok(Emitted::Discarded) };
+        let known = progress.backfills.entry(ready.table.clone()).or_default();
+        if known.table_id.as_ref().is_some_and(|id| *id != ready.chunk.table_id) {
+            tracing::warn!(table = ready.table, "the table is another one than the one that was read so far; beginning anew");
+            *known = TableBackfill { filter: known.filter.take(), ..fresh() };
+            *run = Run::new(run.topic, known);
+            self.ready.retain(|chunk| chunk.table != ready.table);
+            return Ok(Emitted::Discarded);
+        }
+        let dropped = match self.journal.unseen(run.topic, &*ready.chunk.seen) {
+            Unseen::Keys(keys) => keys,
+            Unseen::All => {
+                run.again(ready.ticket);
+                self.ready.retain(|chunk| chunk.table != ready.table || run.expects_ready(chunk.ticket));
+                return Ok(Emitted::Discarded);
+            }
+        };
+        let rows = ready.batch.changes().len() as u64;
+        let mut judge = Judge { dropped };
+        let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
+        let known = progress.backfills.entry(ready.table.clone()).or_default();
+        known.rows += rows;
+        known.published += encoded.events;
+        *self.read.entry(ready.table.clone()).or_default() += rows;
+        known.table_id = Some(ready.chunk.table_id.clone());
+        run.emitted(ready.ticket, &ready.chunk, known);
+        if known.ranges.is_empty() {
+            known.state = BackfillState::Done;
+            known.finished_at = Some(now_text());
+            tracing::info!(
+                table = ready.table,
+                rows = known.rows,
+                published = known.published,
+                "all rows of the table were read"
+            );
+            self.runs.remove(&ready.table);
+        }
+        self.desk.give_back(ready.batch);
+        self.forget();
+        Ok(Emitted::Rows(encoded))
+    }
+
+    /// Takes what every chunk on its way sees out of the journal.
+    fn forget(&mut self) {
+        let oldest = self.runs.values().filter_map(Run::oldest_floor).min_by_key(|(ticket, _)| *ticket);
+        match oldest {
+            Some((_, Some(floor))) => self.journal.forget(&*floor),
+            Some((_, None)) => {}
+            None => {
+                if let Some(newest) = &self.newest {
+                    self.journal.forget(&**newest);
+                }
+            }
+        }
+    }
+}
+
+/// The journal looks on while the stream is encoded.
+impl Side for Backfill {
+    #[inline]
+    fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, key: &[u8], old_key: Option<&[u8]>) -> bool {
+        if self.journal.watches(topic) && !self.runs.is_empty() {
+            let transaction = batch.transaction_id(&batch.transactions()[change.transaction as usize]);
+            self.journal.touch(topic, transaction, key);
+            if let Some(old_key) = old_key {
+                self.journal.touch(topic, transaction, old_key);
+            }
+        }
+        true
+    }
+
+    fn touched_all(&mut self, batch: &Batch, change: &Change, topic: u32) {
+        if self.journal.watches(topic) && !self.runs.is_empty() {
+            self.journal.touch_all(topic, batch.transaction_id(&batch.transactions()[change.transaction as usize]));
+        }
+    }
+}
+
+/// Leaves out rows for which something at least as new is published.
+struct Judge<'a> {
+    dropped: HashSet<&'a [u8]>,
+}
+
+impl Side for Judge<'_> {
+    fn passes(&mut self, _: &Batch, _: &Change, _: u32, key: &[u8], _: Option<&[u8]>) -> bool {
+        fault::variant("publish-stale-rows") || !self.dropped.contains(key)
+    }
+}
