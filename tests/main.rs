@@ -1,5 +1,6 @@
 //! The black-box tests: one binary, one module per promise, real servers and the real daemon.
 
+mod backfill;
 mod bad_input;
 mod checker;
 mod cli;

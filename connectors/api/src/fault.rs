@@ -35,6 +35,8 @@ pub const VARIANTS: &[&str] = &[
     "sequence-stands-still",
     "absent-as-null",
     "move-without-a-tombstone",
+    "watermark-window",
+    "publish-stale-rows",
 ];
 
 #[cfg(debug_assertions)]
