@@ -6,9 +6,13 @@ use crate::support::{
     postgres::{Database, Postgres},
 };
 
+/// What a reset itself repeats or leaves out shows best where no rows are read again.
+const NEVER: &str = "      backfill: never\n";
+
 /// A connector that has published one row and whose daemon has ended.
 fn published_one(database: &Database) -> Home {
     let home = Home::of_orders(database);
+    home.shop(&database.url(), "public.orders", NEVER);
     publish_one(&home, database);
     home
 }
@@ -155,7 +159,7 @@ fn on_kafka(kafka: &Kafka, database: &Database, prefix: &str) -> Home {
     let home = Home::new();
     let log = format!("{{ kind: kafka, bootstrap_servers: [\"{}\"], prefix: {prefix} }}", kafka.bootstrap);
     home.write("headwater.yaml", &home.main(&log));
-    home.shop(&database.url(), "public.orders", &format!("    events: {{ topic: \"{prefix}.{{entity}}\" }}\n"));
+    home.shop(&database.url(), "public.orders", &format!("{NEVER}    events: {{ topic: \"{prefix}.{{entity}}\" }}\n"));
     home
 }
 

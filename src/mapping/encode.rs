@@ -37,10 +37,20 @@ pub struct Encoded {
     pub state_changed: bool,
 }
 
+/// What an event is about.
+pub struct Keys<'a> {
+    /// The key's bytes.
+    pub key: &'a [u8],
+    /// The key that the row had before, if it changed.
+    pub old_key: Option<&'a [u8]>,
+    /// Whether no column is absent.
+    pub is_whole: bool,
+}
+
 /// Who looks on while a batch is encoded: the journal of what is published, or the judge of rows that were read.
 pub trait Side {
     /// A change of these keys is about to become an event. False leaves it out.
-    fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, key: &[u8], old_key: Option<&[u8]>) -> bool;
+    fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, event: &Keys<'_>) -> bool;
 
     /// A change of a topic that no key names: a truncate, a new schema, a row without a key.
     fn touched_all(&mut self, _batch: &Batch, _change: &Change, _topic: u32) {}
@@ -49,7 +59,7 @@ pub trait Side {
 /// Nobody looks on.
 impl Side for () {
     #[inline]
-    fn passes(&mut self, _: &Batch, _: &Change, _: u32, _: &[u8], _: Option<&[u8]>) -> bool {
+    fn passes(&mut self, _: &Batch, _: &Change, _: u32, _: &Keys<'_>) -> bool {
         true
     }
 }
@@ -264,7 +274,8 @@ impl Encoder {
         match compiled.write(batch, change, out) {
             Ok(pieces) => {
                 let old_key = pieces.old_key.map(|key| out.bytes(key));
-                if !side.passes(batch, change, compiled.topic, out.bytes(pieces.key), old_key) {
+                let event = Keys { key: out.bytes(pieces.key), old_key, is_whole: pieces.absent.is_none() };
+                if !side.passes(batch, change, compiled.topic, &event) {
                     out.rewind(mark);
                     return Ok(());
                 }

@@ -2,13 +2,20 @@
 //!
 //! It is kept only while rows are read. A transaction leaves it once every chunk that is still on its way sees it. When its memory is
 //! used up, a transaction's keys become one mark on the table: no chunk of that table is used that does not see the transaction.
+//!
+//! What every chunk sees is kept a while longer, as far as a little memory goes: a row whose newest event is as new as the row itself
+//! need not be published again.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use headwater_connector::Snapshot;
+use headwater_connector::{Snapshot, fault};
 
-/// Bytes of keys that are remembered.
+/// Bytes of keys that are remembered because a chunk may not see them.
 const LIMIT: usize = 32 << 20;
+/// Bytes of keys that are remembered because their rows were just published.
+const SETTLED_LIMIT: usize = 4 << 20;
+/// In a key's length: its event lacks columns, so that the row is still worth reading.
+const PARTIAL: u32 = 1 << 31;
 
 /// See the module's page.
 pub struct Journal {
@@ -17,6 +24,8 @@ pub struct Journal {
     watched: Vec<bool>,
     bytes: usize,
     limit: usize,
+    settled: HashMap<u32, HashSet<Box<[u8]>>>,
+    settled_bytes: usize,
 }
 
 struct Entry {
@@ -30,18 +39,34 @@ struct Touched {
     keys: Option<Vec<u8>>,
 }
 
-/// What a snapshot does not see of a topic's keys.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Unseen<'a> {
-    /// Rows with these keys are older than what is published.
-    Keys(HashSet<&'a [u8]>),
-    /// Any row may be.
+/// The rows of a chunk for which something is published that is newer, or as new.
+#[derive(Debug)]
+pub enum Superseded<'a> {
+    /// Those with these keys.
+    Keys {
+        /// Of transactions that are remembered.
+        recent: HashSet<&'a [u8]>,
+        /// Of those that every chunk sees.
+        settled: Option<&'a HashSet<Box<[u8]>>>,
+    },
+    /// Any may be.
     All,
+}
+
+impl Superseded<'_> {
+    /// Whether the row with this key is one of them.
+    pub fn holds(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Keys { recent, settled } => recent.contains(key) || settled.is_some_and(|settled| settled.contains(key)),
+            Self::All => true,
+        }
+    }
 }
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { entries: VecDeque::new(), watched: Vec::new(), bytes: 0, limit: LIMIT }
+        let (entries, settled) = (VecDeque::new(), HashMap::new());
+        Self { entries, watched: Vec::new(), bytes: 0, limit: LIMIT, settled, settled_bytes: 0 }
     }
 }
 
@@ -61,8 +86,8 @@ impl Journal {
         self.watched.get(topic as usize).copied().unwrap_or(false)
     }
 
-    /// A transaction that is being published touched a key.
-    pub fn touch(&mut self, topic: u32, transaction: &str, key: &[u8]) {
+    /// A transaction that is being published touched a key; `is_whole` unless its event lacks columns.
+    pub fn touch(&mut self, topic: u32, transaction: &str, key: &[u8], is_whole: bool) {
         let full = self.bytes + key.len() + 4 > self.limit;
         let touched = self.of(topic, transaction);
         let Some(keys) = &mut touched.keys else { return };
@@ -72,7 +97,8 @@ impl Journal {
             self.bytes -= freed;
             return;
         }
-        keys.extend_from_slice(&(key.len() as u32).to_le_bytes());
+        let head = key.len() as u32 | if is_whole { 0 } else { PARTIAL };
+        keys.extend_from_slice(&head.to_le_bytes());
         keys.extend_from_slice(key);
         self.bytes += key.len() + 4;
     }
@@ -96,44 +122,71 @@ impl Journal {
         &mut touched[at]
     }
 
-    /// The keys of a topic that transactions touched which the snapshot does not see.
-    pub fn unseen(&self, topic: u32, snapshot: &dyn Snapshot) -> Unseen<'_> {
-        let mut found = HashSet::new();
+    /// The keys of a topic whose rows in a chunk are not to be published: touched by a transaction that the chunk does not see, or
+    /// published whole by one that it does see.
+    pub fn superseded(&self, topic: u32, snapshot: &dyn Snapshot) -> Superseded<'_> {
+        // The well-known window looks only at what came between two places of the log, which is what its snapshot does not see.
+        let looks_back = !fault::variant("watermark-window");
+        let mut recent = HashSet::new();
         for entry in &self.entries {
             let Some(touched) = entry.touched.iter().find(|touched| touched.topic == topic) else { continue };
-            if snapshot.sees(&entry.transaction) {
-                continue;
+            let is_seen = snapshot.sees(&entry.transaction);
+            match &touched.keys {
+                Some(keys) => {
+                    recent.extend(Keys(keys).filter(|(_, is_whole)| (looks_back && *is_whole) || !is_seen).map(|(key, _)| key))
+                }
+                None if is_seen => {}
+                None => return Superseded::All,
             }
-            let Some(keys) = &touched.keys else { return Unseen::All };
-            found.extend(Keys(keys));
         }
-        Unseen::Keys(found)
+        Superseded::Keys { recent, settled: self.settled.get(&topic).filter(|_| looks_back) }
     }
 
-    /// Forgets what this snapshot sees, and so every later one.
+    /// Takes what this snapshot sees, and so every later one, out of what may stand against a chunk.
     pub fn forget(&mut self, snapshot: &dyn Snapshot) {
-        let bytes = &mut self.bytes;
+        let (bytes, settled, settled_bytes) = (&mut self.bytes, &mut self.settled, &mut self.settled_bytes);
         self.entries.retain(|entry| {
-            let keep = !snapshot.sees(&entry.transaction);
-            if !keep {
-                *bytes -= entry.touched.iter().filter_map(|touched| touched.keys.as_ref()).map(Vec::len).sum::<usize>();
+            if !snapshot.sees(&entry.transaction) {
+                return true;
             }
-            keep
+            for touched in &entry.touched {
+                let Some(keys) = &touched.keys else { continue };
+                *bytes -= keys.len();
+                settle(settled.entry(touched.topic).or_default(), keys, settled_bytes);
+            }
+            false
         });
     }
 }
 
-/// The keys of one transaction.
+fn settle(settled: &mut HashSet<Box<[u8]>>, keys: &[u8], bytes: &mut usize) {
+    for (key, is_whole) in Keys(keys) {
+        if !is_whole {
+            // The last word about this row lacks columns.
+            if settled.remove(key) {
+                *bytes -= key.len() + ENTRY;
+            }
+        } else if *bytes < SETTLED_LIMIT && settled.insert(key.into()) {
+            *bytes += key.len() + ENTRY;
+        }
+    }
+}
+
+/// What a key in a set costs besides its bytes.
+const ENTRY: usize = 32;
+
+/// The keys of one transaction, and whether their events are whole.
 struct Keys<'a>(&'a [u8]);
 
 impl<'a> Iterator for Keys<'a> {
-    type Item = &'a [u8];
+    type Item = (&'a [u8], bool);
 
-    fn next(&mut self) -> Option<&'a [u8]> {
+    fn next(&mut self) -> Option<Self::Item> {
         let (len, rest) = self.0.split_first_chunk::<4>()?;
-        let (key, rest) = rest.split_at(u32::from_le_bytes(*len) as usize);
+        let head = u32::from_le_bytes(*len);
+        let (key, rest) = rest.split_at((head & !PARTIAL) as usize);
         self.0 = rest;
-        Some(key)
+        Some((key, head & PARTIAL == 0))
     }
 }
 
@@ -150,43 +203,56 @@ mod tests {
         }
     }
 
-    fn keys<'a>(keys: &[&'a str]) -> Unseen<'a> {
-        Unseen::Keys(keys.iter().map(|key| key.as_bytes()).collect())
+    fn held(journal: &Journal, topic: u32, below: u32) -> String {
+        let superseded = journal.superseded(topic, &Below(below));
+        ["a", "b", "c"].into_iter().filter(|key| superseded.holds(key.as_bytes())).collect()
     }
 
     #[test]
-    fn only_what_a_snapshot_does_not_see_stands_against_it() {
+    fn what_a_snapshot_does_not_see_stands_against_it() {
         let mut journal = Journal::default();
         journal.watch(2);
         assert!(journal.watches(2) && !journal.watches(1) && !journal.watches(9));
-        // Log order is not the order of the numbers.
+        // Log order is not the order of the numbers. None is whole, so that only what is not seen counts.
         for (transaction, key) in [("7", "a"), ("5", "b"), ("5", "c"), ("8", "a")] {
-            journal.touch(2, transaction, key.as_bytes());
+            journal.touch(2, transaction, key.as_bytes(), false);
         }
-        journal.touch(3, "9", b"other");
-        assert_eq!(journal.unseen(2, &Below(7)), keys(&["a"]));
-        assert_eq!(journal.unseen(2, &Below(5)), keys(&["a", "b", "c"]));
-        assert_eq!(journal.unseen(2, &Below(10)), keys(&[]));
+        journal.touch(3, "9", b"b", false);
+        assert_eq!([7, 5, 10].map(|below| held(&journal, 2, below)), ["a", "abc", ""]);
         journal.forget(&Below(8));
         assert_eq!(journal.entries.len(), 2);
-        assert_eq!(journal.unseen(2, &Below(8)), keys(&["a"]));
+        assert_eq!(held(&journal, 2, 8), "a");
         journal.forget(&Below(10));
         assert_eq!((journal.bytes, journal.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_row_that_was_just_published_whole_is_not_published_again() {
+        let mut journal = Journal::default();
+        journal.touch(0, "1", b"a", true);
+        journal.touch(0, "2", b"b", true);
+        journal.touch(0, "3", b"c", false);
+        assert_eq!(held(&journal, 0, 9), "ab");
+        journal.forget(&Below(9));
+        assert_eq!(held(&journal, 0, 9), "ab");
+        journal.touch(0, "4", b"b", false);
+        journal.forget(&Below(9));
+        assert_eq!(held(&journal, 0, 9), "a", "its newest event lacks a column");
     }
 
     #[test]
     fn a_transaction_that_is_too_large_becomes_a_mark() {
         let mut journal = Journal { limit: 64, ..Journal::default() };
         for key in 0..20 {
-            journal.touch(0, "1", format!("key-{key}").as_bytes());
+            journal.touch(0, "1", format!("key-{key}").as_bytes(), true);
         }
         assert!(journal.bytes <= 64);
-        assert_eq!(journal.unseen(0, &Below(1)), Unseen::All);
-        assert_eq!(journal.unseen(0, &Below(2)), keys(&[]), "who sees it may go on");
+        assert!(matches!(journal.superseded(0, &Below(1)), Superseded::All));
+        assert_eq!(held(&journal, 0, 2), "", "who sees it may go on");
         journal.forget(&Below(2));
         assert_eq!(journal.bytes, 0);
-        journal.touch(0, "3", b"k");
+        journal.touch(0, "3", b"a", true);
         journal.touch_all(0, "3");
-        assert_eq!((journal.unseen(0, &Below(2)), journal.bytes), (Unseen::All, 0));
+        assert_eq!((held(&journal, 0, 2).as_str(), journal.bytes), ("abc", 0));
     }
 }

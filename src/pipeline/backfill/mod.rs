@@ -11,7 +11,7 @@ pub mod run;
 pub mod view;
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -27,7 +27,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use self::{
     desk::{Answer, Desk, Job, Outcome, ReadyChunk},
-    journal::{Journal, Unseen},
+    journal::{Journal, Superseded},
     pace::Pace,
     run::Run,
     view::BackfillView,
@@ -44,7 +44,7 @@ use crate::{
     },
     mapping::{
         Encoder, Routes,
-        encode::{Encoded, Side},
+        encode::{Encoded, Keys, Side},
     },
 };
 
@@ -356,16 +356,14 @@ impl Backfill {
             self.ready.retain(|chunk| chunk.table != ready.table);
             return Ok(Emitted::Discarded);
         }
-        let dropped = match self.journal.unseen(run.topic, &*ready.chunk.seen) {
-            Unseen::Keys(keys) => keys,
-            Unseen::All => {
-                run.again(ready.ticket);
-                self.ready.retain(|chunk| chunk.table != ready.table || run.expects_ready(chunk.ticket));
-                return Ok(Emitted::Discarded);
-            }
-        };
+        let superseded = self.journal.superseded(run.topic, &*ready.chunk.seen);
+        if matches!(superseded, Superseded::All) {
+            run.again(ready.ticket);
+            self.ready.retain(|chunk| chunk.table != ready.table || run.expects_ready(chunk.ticket));
+            return Ok(Emitted::Discarded);
+        }
         let rows = ready.batch.changes().len() as u64;
-        let mut judge = Judge { dropped };
+        let mut judge = Judge(superseded);
         let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
         let known = progress.backfills.entry(ready.table.clone()).or_default();
         known.rows += rows;
@@ -407,12 +405,12 @@ impl Backfill {
 /// The journal looks on while the stream is encoded.
 impl Side for Backfill {
     #[inline]
-    fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, key: &[u8], old_key: Option<&[u8]>) -> bool {
+    fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, event: &Keys<'_>) -> bool {
         if self.journal.watches(topic) && !self.runs.is_empty() {
             let transaction = batch.transaction_id(&batch.transactions()[change.transaction as usize]);
-            self.journal.touch(topic, transaction, key);
-            if let Some(old_key) = old_key {
-                self.journal.touch(topic, transaction, old_key);
+            self.journal.touch(topic, transaction, event.key, event.is_whole);
+            if let Some(old_key) = event.old_key {
+                self.journal.touch(topic, transaction, old_key, true);
             }
         }
         true
@@ -426,12 +424,10 @@ impl Side for Backfill {
 }
 
 /// Leaves out rows for which something at least as new is published.
-struct Judge<'a> {
-    dropped: HashSet<&'a [u8]>,
-}
+struct Judge<'a>(Superseded<'a>);
 
 impl Side for Judge<'_> {
-    fn passes(&mut self, _: &Batch, _: &Change, _: u32, key: &[u8], _: Option<&[u8]>) -> bool {
-        fault::variant("publish-stale-rows") || !self.dropped.contains(key)
+    fn passes(&mut self, _: &Batch, _: &Change, _: u32, event: &Keys<'_>) -> bool {
+        fault::variant("publish-stale-rows") || !self.0.holds(event.key)
     }
 }
