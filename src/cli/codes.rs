@@ -11,4 +11,5 @@ headwater_connector::codes! { "src/cli/codes";
     DEMO = "HW1107", Environment, "the demo cannot go on";
     UNCONFIRMED = "HW1108", Config, "a reset is not confirmed";
     RUNNING = "HW1109", Environment, "the connector runs";
+    KEYS_UNREADABLE = "HW1110", Config, "a file of keys cannot be used";
 }

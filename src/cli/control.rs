@@ -6,7 +6,7 @@ use headwater_connector::Error;
 use serde::Deserialize;
 
 use super::{
-    Outcome, exit, explain,
+    Failure, Outcome, exit, explain,
     output::{Format, Output},
     status::{address, agent, bad_answer, no_daemon},
 };
@@ -36,10 +36,29 @@ struct Refusal {
 
 /// Asks the daemon to do it and prints how the connector is then.
 pub fn run(config: &Path, action: &str, args: &Args, output: &mut Output) -> Outcome {
+    let connector = ask(config, &args.connector, action, None)?;
+    match output.format {
+        Format::Json => output.document(&connector)?,
+        Format::Text => output.line(&format!("{} is {}.", args.connector, connector["state"].as_str().unwrap_or("unknown")))?,
+    }
+    Ok(exit::OK)
+}
+
+/// Has the daemon do something to a connector; how it is then, or why it was refused.
+pub(super) fn ask(
+    config: &Path,
+    connector: &str,
+    action: &str,
+    body: Option<&serde_json::Value>,
+) -> Result<serde_json::Value, Failure> {
     let address = address(config)?;
     let mut url = url::Url::parse(&format!("http://{address}/v1/connectors")).expect("an address makes a URL");
-    url.path_segments_mut().expect("an http URL has a path").extend([&args.connector, action]);
-    let answer = agent(TIMEOUT).post(url.as_str()).send_empty();
+    url.path_segments_mut().expect("an http URL has a path").extend([connector, action]);
+    let request = agent(TIMEOUT).post(url.as_str());
+    let answer = match body {
+        Some(body) => request.header("content-type", "application/json").send(body.to_string()),
+        None => request.send_empty(),
+    };
     let mut answer = answer.map_err(|error| no_daemon(address, error))?;
     let unreadable = || bad_answer(address, "the answer is not one of headwater");
     let body = answer.body_mut().read_to_string().map_err(|_| unreadable())?;
@@ -48,10 +67,5 @@ pub fn run(config: &Path, action: &str, args: &Args, output: &mut Output) -> Out
         let code = explain::all().into_iter().find(|code| code.id == refusal.code).ok_or_else(unreadable)?;
         return Err(Error::new(code, refusal.message).hint(refusal.hint).into());
     }
-    let connector = answer.connector.ok_or_else(unreadable)?;
-    match output.format {
-        Format::Json => output.document(&connector)?,
-        Format::Text => output.line(&format!("{} is {}.", args.connector, connector["state"].as_str().unwrap_or("unknown")))?,
-    }
-    Ok(exit::OK)
+    answer.connector.ok_or_else(|| unreadable().into())
 }

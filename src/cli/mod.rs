@@ -1,5 +1,6 @@
 //! The command line: one file per command, each a call into the library and a way to print what it returns.
 
+pub mod backfill;
 pub mod check;
 pub mod codes;
 pub mod completions;
@@ -31,6 +32,7 @@ Examples:
   headwater run                       Run every connector until SIGTERM or Ctrl-C
   headwater status                    What is running, and how far behind is it?
   headwater pause shop                Stop a connector until `headwater resume shop`
+  headwater backfill shop --list      Which rows are read that were there before, and how far?
   headwater tail shop.orders          Print events as they are committed
   headwater connectors postgres       All options of a kind of connector
   headwater explain HW1002            What an error code means, and how to mend it
@@ -70,6 +72,8 @@ pub enum Command {
     Resume(control::Args),
     /// Start a connector anew from its checkpoint, whatever its state.
     Restart(control::Args),
+    /// Read rows that are there already (again), and hold, resume or list that.
+    Backfill(backfill::Args),
     /// Give up a connector's position, or move it to another server, after showing what that means.
     Reset(reset::Args),
     /// Print the committed events of a topic.
@@ -150,6 +154,7 @@ fn execute(cli: &Cli, output: &mut Output) -> Outcome {
         Command::Pause(args) => control::run(&cli.config, "pause", args, output),
         Command::Resume(args) => control::run(&cli.config, "resume", args, output),
         Command::Restart(args) => control::run(&cli.config, "restart", args, output),
+        Command::Backfill(args) => backfill::run(&cli.config, args, output),
         Command::Reset(args) => reset::run(&cli.config, args, output),
         Command::Tail(args) => tail::run(&cli.config, args, output),
         Command::Demo(args) => demo::run(args),

@@ -11,6 +11,7 @@ use super::{
     Failure, Outcome, codes, environment, exit,
     output::{Cell, Format, Output, table},
 };
+use crate::pipeline::codes::UNKNOWN_CONNECTOR;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -79,6 +80,26 @@ pub(super) fn state_of(config: &Path, connector: &str) -> Option<String> {
     let body = ask(address(config).ok()?).ok()?;
     let status: Status = serde_json::from_str(&body).ok()?;
     status.connectors.into_iter().find(|found| found.name == connector).map(|found| found.state)
+}
+
+/// One connector of the running daemon, as it says itself.
+pub(super) fn connector(config: &Path, name: &str) -> Result<serde_json::Value, Failure> {
+    let address = address(config)?;
+    let body = ask(address)?;
+    let unreadable = |_| bad_answer(address, "the answer is not a status of headwater");
+    let mut status: serde_json::Value = serde_json::from_str(&body).map_err(unreadable)?;
+    let all = status["connectors"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let names: Vec<String> = all.iter().filter_map(|found| found["name"].as_str().map(str::to_owned)).collect();
+    all.into_iter().find(|found| found["name"].as_str() == Some(name)).ok_or_else(|| {
+        let error = Error::new(&UNKNOWN_CONNECTOR, "no connector has this name").at("connector", name);
+        let close = crate::config::closest::closest(name, names.iter().map(String::as_str));
+        error
+            .hint(close.map_or_else(
+                || "Run `headwater status` to see the connectors.".to_owned(),
+                |close| format!("Did you mean {close}?"),
+            ))
+            .into()
+    })
 }
 
 /// A client that waits this long, and through no proxy: the daemon is on this machine.

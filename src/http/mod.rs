@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{DefaultBodyLimit, Path, Request as HttpRequest, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -20,14 +20,15 @@ use tokio::net::TcpListener;
 use crate::{
     pipeline::{
         Handle,
+        backfill::order::Request,
         daemon::Action,
         handle::{ErrorView, State as ConnectorState},
     },
     shutdown::Shutdown,
 };
 
-/// No request needs more.
-const BODY_LIMIT: usize = 64 << 10;
+/// No request needs more: the longest names the keys of rows that are to be read again.
+const BODY_LIMIT: usize = 4 << 20;
 
 /// Binds the address before anything else is touched, so that a second daemon ends here and the first is undisturbed.
 pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
@@ -46,6 +47,7 @@ pub async fn serve(listener: TcpListener, handle: Handle, mut shutdown: Shutdown
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
         .route("/v1/status", get(status))
+        .route("/v1/connectors/{name}/backfill", post(backfill).layer(middleware::from_fn(only_own_pages)))
         .route("/v1/connectors/{name}/{action}", post(act).layer(middleware::from_fn(only_own_pages)))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .route_layer(middleware::from_fn(only_local))
@@ -68,13 +70,15 @@ pub fn status_code(kind: Kind) -> StatusCode {
     }
 }
 
-/// 200 once every connector streams or is paused, else 503; the body names those that do not, so that a probe's log explains itself.
+/// 200 once every connector streams (and perhaps still reads older rows) or is paused, else 503; the body names those that do not, so that a probe's log explains itself.
 async fn ready(State(handle): State<Handle>) -> Response {
     let connectors = handle.connectors();
     let waiting: Vec<_> = connectors
         .iter()
         // A pause is what somebody wanted.
-        .filter(|status| !matches!(status.state(), ConnectorState::Streaming | ConnectorState::Paused))
+        .filter(|status| {
+            !matches!(status.state(), ConnectorState::Streaming | ConnectorState::Backfilling | ConnectorState::Paused)
+        })
         .map(|status| json!({ "name": status.name(), "state": status.state() }))
         .collect();
     let code = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -100,9 +104,17 @@ async fn act(State(handle): State<Handle>, Path((name, action)): Path<(String, S
     }
 }
 
+/// Does something about the rows of a table; the answer is how the connector is when that is durable.
+async fn backfill(State(handle): State<Handle>, Path(name): Path<String>, Json(request): Json<Request>) -> Response {
+    match handle.backfill(&name, request).await {
+        Ok(connector) => Json(json!({ "connector": connector })).into_response(),
+        Err(error) => (status_code(error.kind()), Json(json!({ "error": ErrorView::from(&error) }))).into_response(),
+    }
+}
+
 /// What changes something must come from a program, or from a page that we served ourselves: any other page in a browser on
 /// this machine can send a request here too (CSRF).
-async fn only_own_pages(request: Request, next: Next) -> Response {
+async fn only_own_pages(request: HttpRequest, next: Next) -> Response {
     if is_own_page(request.headers()) { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() }
 }
 
@@ -118,7 +130,7 @@ async fn metrics_page(State(handle): State<Handle>) -> Response {
 }
 
 /// A page of another site whose name was pointed at loopback must not read what we serve (DNS rebinding).
-async fn only_local(request: Request, next: Next) -> Response {
+async fn only_local(request: HttpRequest, next: Next) -> Response {
     if is_local(request.headers()) { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() }
 }
 

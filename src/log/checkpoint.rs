@@ -85,6 +85,9 @@ pub struct TableBackfill {
     /// Only rows that meet this condition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// Keys whose last event is from before this (era and sequence number) and that the table does not have get a tombstone in the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<(u32, u64)>,
     /// What is still to be read; empty when nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<KeyRange>,

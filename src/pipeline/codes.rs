@@ -10,4 +10,8 @@ headwater_connector::codes! { "src/pipeline/codes";
     RELOAD_REFUSED = "HW1176", Config, "a change of the config needs a restart of the daemon";
     STOPPING = "HW1177", Environment, "the daemon is stopping";
     OTHER_INCARNATION = "HW1178", Config, "a reset names another incarnation";
+    BACKFILL_UNKNOWN_TABLE = "HW1180", Config, "a backfill names a table that is not captured";
+    BACKFILL_REFUSED = "HW1181", Config, "a backfill cannot be done as asked";
+    BACKFILL_BAD_KEY = "HW1182", Config, "a file of keys has a line that is no key";
+    BACKFILL_IDLE = "HW1183", Environment, "a backfill is asked of a connector that does not run";
 }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use headwater_connector::{Error, Result};
+use headwater_connector::{Error, Result, SourceConnector};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{Id, JoinError, JoinSet},
@@ -16,8 +16,9 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
+    backfill::order::Request,
     codes,
-    handle::{ConfigView, Handle, Shared, Status},
+    handle::{ConfigView, Handle, Shared, State, Status},
     ingest::Ingest,
     now_text,
     start::{Claims, record_pause},
@@ -34,6 +35,9 @@ use crate::{
 
 /// How long a pause may try to reach the log; it holds without it until the daemon ends.
 const RECORD_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a request about a table may take to become durable.
+const ORDER_WAIT: Duration = Duration::from_secs(30);
 
 /// What can be done to one connector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,7 @@ type Reply<T> = oneshot::Sender<T>;
 /// What the task that owns the connectors is asked to do.
 pub(super) enum Command {
     Act { connector: String, action: Action, reply: Reply<Result<Arc<Status>>> },
+    Backfill { connector: String, request: Request, reply: Reply<Result<Arc<Status>>> },
     Apply { change: Change, reply: Reply<()> },
 }
 
@@ -171,6 +176,17 @@ impl Daemon {
                     self.act(at, action);
                 }
                 // Whoever asked may have gone.
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Backfill { connector, request, reply } => match self.find(&connector) {
+                Ok(at) => {
+                    let (source, status) = (Arc::clone(&self.entries[at].plan.connector), Arc::clone(&self.entries[at].status));
+                    // The source is asked about its tables, which may take a while: nobody else waits for that.
+                    tokio::spawn(async move {
+                        let done = order(&*source, &status, &request).await;
+                        let _ = reply.send(done.map(|()| status));
+                    });
+                }
                 Err(error) => drop(reply.send(Err(error))),
             },
             Command::Apply { change, reply } => {
@@ -366,6 +382,20 @@ impl Entry {
             drop(reply.send(Ok(Arc::clone(&self.status))));
         }
     }
+}
+
+/// Has the connector's task do what is asked about a table, and waits until that is durable.
+async fn order(source: &dyn SourceConnector, status: &Status, request: &Request) -> Result<()> {
+    let idle = || {
+        Error::new(&codes::BACKFILL_IDLE, "the connector does not run now")
+            .at("connector", status.name())
+            .hint("Look at `headwater status`; give the command again when the connector streams.")
+    };
+    if !matches!(status.state(), State::Streaming | State::Backfilling) {
+        return Err(idle());
+    }
+    let answer = status.orders.put(request.order(source).await?);
+    tokio::time::timeout(ORDER_WAIT, answer).await.map_err(|_| idle())?.map_err(|_| idle())?
 }
 
 /// Leaves the pause in the checkpoint. A log that does not answer is no reason not to pause.

@@ -14,7 +14,10 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    backfill::view::BackfillView,
+    backfill::{
+        order::{Orders, Request},
+        view::BackfillView,
+    },
     daemon::{Action, Change, Command},
     histogram::Histogram,
     now_us,
@@ -52,6 +55,8 @@ pub struct Status {
     inner: Mutex<Inner>,
     /// Counters since the daemon started.
     pub counters: Counters,
+    /// What is asked about the rows of tables.
+    pub(super) orders: Orders,
 }
 
 /// Counters since the daemon started.
@@ -174,7 +179,7 @@ impl Status {
             samples: VecDeque::new(),
             backfills: Vec::new(),
         };
-        Self { name: name.to_owned(), inner: Mutex::new(inner), counters: Counters::default() }
+        Self { name: name.to_owned(), inner: Mutex::new(inner), counters: Counters::default(), orders: Orders::default() }
     }
 
     /// An attempt begins.
@@ -413,6 +418,14 @@ impl Handle {
     pub async fn act(&self, connector: &str, action: Action) -> Result<ConnectorView> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Act { connector: connector.to_owned(), action, reply }).await?;
+        let status = answer.await.map_err(|_| stopping())??;
+        Ok(status.view().await)
+    }
+
+    /// Does something about the rows of a table and returns how the connector is then; what was asked is durable.
+    pub async fn backfill(&self, connector: &str, request: Request) -> Result<ConnectorView> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Backfill { connector: connector.to_owned(), request, reply }).await?;
         let status = answer.await.map_err(|_| stopping())??;
         Ok(status.view().await)
     }

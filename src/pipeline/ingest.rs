@@ -16,7 +16,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    backfill::{Backfill, Emitted, view::BackfillView},
+    backfill::{
+        Backfill, Emitted,
+        order::{Order, Reply},
+        view::BackfillView,
+    },
     handle::{Commit, Status},
     start::{Claims, Progress, Started, in_doubt, start},
 };
@@ -118,7 +122,7 @@ impl Ingest {
     async fn stream(&self, started: Started, shutdown: &mut Shutdown) -> Result<()> {
         let Started { mut writer, source, encoder, progress } = started;
         let backfill = Backfill::new(Arc::clone(&self.connector), &progress, &encoder, Arc::clone(&self.status));
-        let mut line = Line { source, encoder, progress, backfill, batch: Batch::default() };
+        let mut line = Line { source, encoder, progress, backfill, batch: Batch::default(), status: Arc::clone(&self.status) };
         let mut spare = vec![line.encoder.transaction(), line.encoder.transaction()];
         let mut ready: Option<Ready> = None;
         loop {
@@ -169,6 +173,10 @@ impl Ingest {
         if let Some(tables) = &ready.backfills {
             self.status.backfilled(tables);
         }
+        for reply in ready.replies {
+            // Whoever asked may have gone.
+            let _ = reply.send(Ok(()));
+        }
         Ok(Done { out, position: ready.position })
     }
 }
@@ -182,6 +190,8 @@ struct Ready {
     newest_us: Option<i64>,
     /// How far the rows of tables are read, if the transaction brings that further.
     backfills: Option<Vec<BackfillView>>,
+    /// Who waits for it.
+    replies: Vec<Reply>,
 }
 
 /// A log transaction that is durable.
@@ -203,16 +213,41 @@ struct Line {
     progress: Progress,
     backfill: Backfill,
     batch: Batch,
+    status: Arc<Status>,
 }
 
 impl Line {
     /// A chunk that is due, or what the stream brings.
     async fn next(&mut self, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
         out.clear(KEEP_BYTES);
+        let orders = self.status.orders.take();
+        if !orders.is_empty() {
+            return Ok(self.obey(orders, out));
+        }
         if self.backfill.is_due(&mut *self.source)? {
             return self.chunk(out);
         }
         self.read(out, limits, shutdown).await
+    }
+
+    /// Makes what is asked about tables a log transaction of its own.
+    fn obey(&mut self, orders: Vec<(Order, Reply)>, mut out: Transaction) -> Next {
+        let mut replies = Vec::new();
+        let place = self.progress.next_place();
+        for (order, reply) in orders {
+            let known = self.progress.backfills.entry(order.table().to_owned()).or_default();
+            match order.apply(known, place) {
+                Ok(()) => replies.push(reply),
+                // Whoever asked may have gone.
+                Err(error) => drop(reply.send(Err(error))),
+            }
+        }
+        let position = self.progress.position().cloned().filter(|_| !replies.is_empty());
+        let Some(position) = position else { return Next::Nothing(out) };
+        self.backfill.take_up(&self.progress.backfills, &self.encoder);
+        self.progress.finish(None, Some(self.encoder.tables()), &mut out);
+        let backfills = Some(self.backfill.views(&self.progress.backfills));
+        Next::Ready(Ready { out, position, events: 0, dead_letters: 0, newest_us: None, backfills, replies })
     }
 
     /// Makes a chunk a log transaction: its rows, how far the table is read, and the position as it was.
@@ -228,12 +263,12 @@ impl Line {
         let Some(position) = self.progress.position().cloned() else { return Ok(Next::Nothing(out)) };
         let backfills = Some(self.backfill.views(&self.progress.backfills));
         let Encoded { events, dead_letters, .. } = encoded;
-        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us: None, backfills }))
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us: None, backfills, replies: Vec::new() }))
     }
 
     /// Pulls a batch and makes it a log transaction.
     async fn read(&mut self, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
-        let Self { source, encoder, progress, backfill, batch } = self;
+        let Self { source, encoder, progress, backfill, batch, .. } = self;
         batch.clear(KEEP_BYTES);
         tokio::select! {
             biased;
@@ -248,6 +283,6 @@ impl Line {
         progress.finish(Some(&position), tables, &mut out);
         let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
         let Encoded { events, dead_letters, .. } = encoded;
-        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills: None }))
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills: None, replies: Vec::new() }))
     }
 }

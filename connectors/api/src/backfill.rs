@@ -117,6 +117,20 @@ pub trait Snapshot: Send + Sync {
 /// What must be visible before the first chunk; the connector's own.
 pub type Gate = Arc<dyn Any + Send + Sync>;
 
+/// What an operator may ask of rows, to be put into the server's language.
+#[derive(Clone, Copy, Debug)]
+pub enum Condition<'a> {
+    /// Rows whose column is at least the value.
+    From {
+        /// A column of the table
+        column: &'a str,
+        /// in the server's own form.
+        value: &'a str,
+    },
+    /// Rows with these keys.
+    Keys(&'a [Cursor]),
+}
+
 /// Which rows to read.
 #[derive(Clone, Debug)]
 pub struct ChunkRequest {

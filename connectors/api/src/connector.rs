@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackfillOptions, Error, Finding, Identity, Position, Result, Schema, Source, TableReader};
+use crate::{BackfillOptions, Condition, Error, Finding, Identity, Position, Result, Schema, Source, TableReader};
 
 /// A kind of connector, as listed in the daemon's registry. One static per crate.
 pub trait ConnectorKind: Sync {
@@ -154,6 +154,9 @@ pub trait SourceConnector: Send + Sync {
 
     /// When and how hard rows that are there already are read.
     fn backfill(&self) -> BackfillOptions;
+
+    /// A condition in the server's language, for [`ChunkRequest::filter`](crate::ChunkRequest).
+    fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String>;
 
     /// A session that reads tables beside the stream.
     async fn reader(&self) -> Result<Box<dyn TableReader>>;

@@ -43,7 +43,9 @@ pub mod source;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use backfill::{BackfillMode, BackfillOptions, Chunk, ChunkRead, ChunkRequest, Cursor, Gate, Snapshot, TableReader};
+pub use backfill::{
+    BackfillMode, BackfillOptions, Chunk, ChunkRead, ChunkRequest, Condition, Cursor, Gate, Snapshot, TableReader,
+};
 pub use batch::{Batch, Before, Change, Mark, Op, Row, TransactionInfo, Value};
 pub use connector::{
     Action, ConnectorKind, Intent, IntentMode, OptionFault, SourceConnector, SourceContext, Start, Survey, Table,

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, BackfillOptions, Error, Finding, Identity, Intent, IntentMode, Position, Result, Source, SourceConnector, Start,
-    Survey, Table, TableReader,
+    Action, BackfillOptions, Condition, Error, Finding, Identity, Intent, IntentMode, Position, Result, Schema, Source,
+    SourceConnector, Start, Survey, Table, TableReader,
 };
 use tokio::time::{Instant, sleep};
 
@@ -18,7 +18,7 @@ use crate::{
     error::protocol,
     position::{Lsn, Place},
     publication,
-    reader::PostgresReader,
+    reader::{self, PostgresReader},
     rebind, relation, slot,
     source::PostgresSource,
     standby::{self, Role},
@@ -261,6 +261,10 @@ impl SourceConnector for PostgresConnector {
 
     fn backfill(&self) -> BackfillOptions {
         self.settings.backfill.clone()
+    }
+
+    fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
+        Ok(reader::condition(schema, condition))
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {

@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Batch, Before, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Op, Result, Schema, Snapshot, TableReader, Value, fault,
+    Batch, Before, Chunk, ChunkRead, ChunkRequest, Condition, Cursor, Error, Gate, Op, Result, Schema, Snapshot, TableReader,
+    Value, fault,
 };
 
 use crate::{
@@ -353,24 +354,33 @@ fn key_list(shape: &Shape) -> String {
     key_columns(shape).join(", ")
 }
 
+/// `'text'::type` for each column of a key.
+fn typed(schema: &Schema, cursor: &Cursor) -> String {
+    let values = cursor.iter().zip(&schema.key);
+    values.map(|(text, at)| format!("{}::{}", literal(text), schema.columns[*at].source_type)).collect::<Vec<_>>().join(", ")
+}
+
+/// What an operator asks for, as SQL.
+pub fn condition(schema: &Schema, condition: &Condition<'_>) -> String {
+    match condition {
+        // An untyped literal takes the column's type.
+        Condition::From { column, value } => format!("{} >= {}", ident(column), literal(value)),
+        Condition::Keys(keys) => {
+            let key: Vec<String> = schema.key_names().into_iter().map(ident).collect();
+            let list: Vec<String> = keys.iter().map(|cursor| format!("({})", typed(schema, cursor))).collect();
+            format!("({}) IN ({})", key.join(", "), list.join(", "))
+        }
+    }
+}
+
 /// The statement of a chunk. Bounds are compared by the server alone, in the order of its own index.
 fn select(request: &ChunkRequest, shape: &Shape) -> String {
     let columns: Vec<String> = shape.schema.columns.iter().map(|column| ident(&column.name)).collect();
     let key = key_list(shape);
-    let row = |cursor: &Cursor| -> String {
-        let values = cursor.iter().zip(&shape.schema.key);
-        values
-            .map(|(text, at)| format!("{}::{}", literal(text), shape.schema.columns[*at].source_type))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
     let mut conditions = Vec::new();
-    conditions.extend(request.after.as_ref().map(|after| format!("({key}) > ({})", row(after))));
-    conditions.extend(request.until.as_ref().map(|until| format!("({key}) <= ({})", row(until))));
-    if let Some(keys) = &request.keys {
-        let list: Vec<String> = keys.iter().map(|cursor| format!("({})", row(cursor))).collect();
-        conditions.push(format!("({key}) IN ({})", list.join(", ")));
-    }
+    conditions.extend(request.after.as_ref().map(|after| format!("({key}) > ({})", typed(&shape.schema, after))));
+    conditions.extend(request.until.as_ref().map(|until| format!("({key}) <= ({})", typed(&shape.schema, until))));
+    conditions.extend(request.keys.as_ref().map(|keys| condition(&shape.schema, &Condition::Keys(keys))));
     conditions.extend(shape.filter.iter().chain(&request.filter).map(|filter| format!("({filter})")));
     let filter = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
     format!("SELECT {} FROM {}{filter} ORDER BY {key}", columns.join(", "), from(&shape.facts))

@@ -13,8 +13,8 @@ const KEEP_BYTES: usize = 4 << 20;
 /// What a reader is asked to do.
 #[derive(Clone, Debug)]
 pub enum Job {
-    /// Name what must be visible before the first chunk.
-    Gate,
+    /// Name what must be visible before the first chunk; the number tells a later question from an earlier one.
+    Gate(u64),
     /// Cut a table into ranges.
     Split(String, usize),
     /// Read rows.
@@ -25,7 +25,7 @@ impl Job {
     /// The table that it is about; a gate is about all.
     pub fn table(&self) -> &str {
         match self {
-            Self::Gate => "",
+            Self::Gate(_) => "",
             Self::Split(table, _) => table,
             Self::Chunk(request, _) => &request.table,
         }
@@ -161,7 +161,7 @@ impl Outcome {
 
 async fn work(reader: &mut dyn TableReader, job: &Job, mut batch: Batch) -> Outcome {
     match job {
-        Job::Gate => Outcome::Gate(reader.gate().await),
+        Job::Gate(_) => Outcome::Gate(reader.gate().await),
         Job::Split(table, parts) => Outcome::Split(reader.split(table, *parts).await),
         Job::Chunk(request, _) => {
             let began = Instant::now();
@@ -173,7 +173,7 @@ async fn work(reader: &mut dyn TableReader, job: &Job, mut batch: Batch) -> Outc
 
 fn failed(job: &Job, error: Error) -> Outcome {
     match job {
-        Job::Gate => Outcome::Gate(Err(error)),
+        Job::Gate(_) => Outcome::Gate(Err(error)),
         Job::Split(..) => Outcome::Split(Err(error)),
         Job::Chunk(..) => Outcome::Chunk { read: Err(error), batch: Batch::default(), took: Duration::ZERO },
     }

@@ -6,6 +6,7 @@
 
 pub mod desk;
 pub mod journal;
+pub mod order;
 pub mod pace;
 pub mod run;
 pub mod view;
@@ -120,6 +121,8 @@ pub struct Backfill {
     /// What of all this status knows.
     shown: (bool, Option<String>, usize),
     tickets: run::Ticket,
+    /// How often the gate was needed anew.
+    questions: u64,
     status: Arc<Status>,
     /// Bytes that the stream is behind, as the guard saw it last.
     lag: Arc<AtomicU64>,
@@ -148,6 +151,7 @@ impl Backfill {
             errors: BTreeMap::new(),
             shown: (false, None, 0),
             tickets: 0,
+            questions: 0,
             status,
             lag: Arc::new(AtomicU64::new(UNKNOWN)),
             guard: JoinSet::new(),
@@ -160,16 +164,24 @@ impl Backfill {
 
     /// Begins to read what is open and not being read yet, and lets go of what is not open any more.
     pub fn take_up(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
-        let was_idle = self.runs.is_empty();
         self.runs.retain(|table, _| backfills.get(table).is_some_and(|known| known.state == BackfillState::Running));
+        if self.runs.is_empty() {
+            // Nothing is remembered while nothing is read.
+            self.journal = Journal::default();
+        }
         for (table, known) in backfills.iter().filter(|(_, known)| known.state == BackfillState::Running) {
             let Some(topic) = encoder.topic_of(table) else { continue };
-            self.journal.watch(topic);
-            self.runs.entry(table.clone()).or_insert_with(|| Run::new(topic, known));
-        }
-        if was_idle && !self.runs.is_empty() {
-            // Nothing was remembered while nothing was read.
-            self.door = Door::Closed;
+            if !self.journal.watches(topic) {
+                self.journal.watch(topic);
+                // What was published of it until now is not remembered.
+                self.door = Door::Closed;
+                self.questions += 1;
+            }
+            let errors = &mut self.errors;
+            self.runs.entry(table.clone()).or_insert_with(|| {
+                errors.remove(table);
+                Run::new(topic, known)
+            });
         }
     }
 
@@ -205,7 +217,7 @@ impl Backfill {
         }
         self.pace.note_lag(Some(self.lag.load(Ordering::Relaxed)).filter(|lag| *lag != UNKNOWN));
         match self.door {
-            Door::Closed if self.desk.start(Job::Gate) => self.door = Door::Asked,
+            Door::Closed if self.desk.start(Job::Gate(self.questions)) => self.door = Door::Asked,
             Door::Closed | Door::Asked => {}
             Door::Known(_) | Door::Open => self.dispatch(),
         }
@@ -280,6 +292,7 @@ impl Backfill {
         let Answer { job, outcome } = answer;
         let table = job.table().to_owned();
         match outcome {
+            Outcome::Gate(_) if !matches!(job, Job::Gate(question) if question == self.questions) => {}
             Outcome::Gate(Ok(gate)) => self.door = Door::Known(gate),
             Outcome::Gate(Err(error)) => {
                 tracing::warn!(%error, "the gate of a backfill could not be asked for; trying again");
@@ -299,7 +312,12 @@ impl Backfill {
                 }
                 match read {
                     Ok(ChunkRead::Rows(chunk)) => {
-                        self.door = Door::Open;
+                        // A chunk that was asked for before the gate says nothing about it.
+                        if let (Door::Known(gate), Some(passed)) = (&self.door, &request.gate)
+                            && Arc::ptr_eq(gate, passed)
+                        {
+                            self.door = Door::Open;
+                        }
                         self.waiting = None;
                         self.errors.remove(&table);
                         self.newest = Some(Arc::clone(&chunk.seen));

@@ -111,7 +111,7 @@ impl Run {
     pub fn begin(&mut self, job: &Job, floor: Option<Arc<dyn Snapshot>>) {
         match job {
             Job::Split(..) => self.split = Splitting::Asked,
-            Job::Gate => {}
+            Job::Gate(_) => {}
             Job::Chunk(request, ticket) => {
                 let range = self
                     .ranges

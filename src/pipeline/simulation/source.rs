@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, BackfillMode, BackfillOptions, Batch, Before, Error, Finding, Identity, Intent, IntentMode, Limits, Monitor, Op,
-    Position, Result, Schema, Source, SourceConnector, Start, Survey, Table, TableReader, Value, codes as contract,
+    Action, BackfillMode, BackfillOptions, Batch, Before, Condition, Error, Finding, Identity, Intent, IntentMode, Limits,
+    Monitor, Op, Position, Result, Schema, Source, SourceConnector, Start, Survey, Table, TableReader, Value, codes as contract,
 };
 use tokio::time::Instant;
 
@@ -131,6 +131,10 @@ impl SourceConnector for ModelConnector {
 
     fn backfill(&self) -> BackfillOptions {
         BackfillOptions { mode: BackfillMode::Never, ..BackfillOptions::default() }
+    }
+
+    fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
+        Err(lost("the model knows no conditions"))
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
