@@ -92,7 +92,16 @@ fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
         }
     }
     rest_and_judge(
-        &Run { seed: 0, kills: number, home, database: &database, final_reader: reader, follower: None, break_log: None },
+        &Run {
+            seed: 0,
+            kills: number,
+            home,
+            database: &database,
+            final_reader: reader,
+            follower: None,
+            break_log: None,
+            outlast: None,
+        },
         &oracle,
     );
 }
