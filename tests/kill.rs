@@ -12,7 +12,7 @@ use std::{
 use fastrand::Rng;
 
 use crate::{
-    checker::{Rules, check},
+    checker::{Rules, Sample, check},
     support::{
         PATIENCE,
         daemon::{Daemon, Home},
@@ -84,6 +84,8 @@ fn setting(name: &str) -> Option<u64> {
 #[derive(Default)]
 struct History {
     records: BTreeMap<(&'static str, u32), Vec<Record>>,
+    /// How far the source and the log were at every death.
+    samples: Vec<Sample>,
 }
 
 impl History {
@@ -271,7 +273,12 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         kills.tried += 1;
         kills.aborted += u32::from(at_point && point == Some("C7"));
         kills.answers_lost += u32::from(at_point && point == Some("C8"));
-        kills.partial += u32::from(is_partial(run));
+        let confirmed = confirmed(run);
+        if let Some(position) = newest_position(run) {
+            let committed = lsn(position.split(':').nth(1).expect("the end of the last whole transaction"));
+            history.samples.push(Sample { confirmed, committed });
+            kills.partial += u32::from(position.contains('@'));
+        }
         if killed && (history.len() as u64) < committed {
             kills.counted += 1;
             kills.in_mid_work += u32::from(history.len() > known);
@@ -303,14 +310,27 @@ fn reached(home: &Home) -> usize {
     said.lines().filter(|line| line.starts_with("fault C")).count()
 }
 
-/// Whether the newest checkpoint stands inside a source transaction.
-fn is_partial(run: &Run) -> bool {
+/// What the newest checkpoint holds; none before the source was prepared.
+fn newest_position(run: &Run) -> Option<String> {
     let checkpoints = match run.follower {
         Some(follower) => follower.read(&[(CHECKPOINT, 0, 0)]),
         None => run.home.tail(CHECKPOINT),
     };
     let newest = checkpoints.iter().rev().find(|record| record.key.contains("position"));
-    newest.and_then(|record| record.column("position")).and_then(serde_json::Value::as_str).is_some_and(|text| text.contains('@'))
+    newest.and_then(|record| record.column("position")).and_then(serde_json::Value::as_str).map(str::to_owned)
+}
+
+/// What the slot has confirmed; asked before the checkpoint is read, so that a difference is none of time.
+fn confirmed(run: &Run) -> u64 {
+    let slots = "FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'headwater%'";
+    lsn(&run.database.value(&format!("SELECT confirmed_flush_lsn {slots}")))
+}
+
+/// `16/B374D848` as bytes.
+fn lsn(text: &str) -> u64 {
+    let parts = text.split_once('/').map(|(high, low)| (u64::from_str_radix(high, 16), u64::from_str_radix(low, 16)));
+    let Some((Ok(high), Ok(low))) = parts else { panic!("not a place in the log of the source: {text}") };
+    high << 32 | low
 }
 
 /// What happens to a daemon besides its death.
@@ -428,9 +448,16 @@ fn judge(run: &Run, oracle: &Oracle, history: &History) {
         cut_above: CUT,
         bank: "shop.bank".to_owned(),
         tables: oracle.tables("shop"),
+        samples: history.samples.clone(),
     };
     let checkpoints = read(CHECKPOINT);
-    println!("kill: seed {}: {} events, {} checkpoints checked", run.seed, records.len(), checkpoints.len());
+    println!(
+        "kill: seed {}: {} events, {} checkpoints, {} confirmations checked",
+        run.seed,
+        records.len(),
+        checkpoints.len(),
+        history.samples.len()
+    );
     let findings = check(&expected, &records, &checkpoints, &rules);
     findings.expect_none(&format!("seed {}", run.seed));
 }
