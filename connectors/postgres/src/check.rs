@@ -36,6 +36,7 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
         found.push(Finding::ok(format!("table {} is keyed by {key}", table.schema.table)));
     }
     large_values(settings, &tables, &mut found);
+    generated(&tables, &mut found);
     let facts: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     publication(catalog, settings, &facts, &mut found).await?;
     let slot = slot::find(catalog, settings).await?;
@@ -219,13 +220,31 @@ fn large_values(settings: &Settings, tables: &[Selected], found: &mut Vec<Findin
     ));
 }
 
+/// T18: what readers of the table see and readers of the topic do not.
+fn generated(tables: &[Selected], found: &mut Vec<Finding>) {
+    for (facts, _) in tables.iter().filter(|(facts, _)| !facts.unsent.is_empty()) {
+        let names: Vec<&str> = facts.unsent.iter().map(|column| column.name.as_str()).collect();
+        let hint = if facts.unsent.iter().any(|column| column.publishable) {
+            "Run ALTER PUBLICATION ... SET (publish_generated_columns = stored); for the connector's publication."
+        } else {
+            "Let readers compute them, or make them ordinary columns; this server does not publish them."
+        };
+        found.push(Finding::warning(
+            Error::new(&codes::GENERATED, "generated columns of the table are not in its events")
+                .at("table", facts.full_name())
+                .at("columns", names.join(", "))
+                .hint(hint),
+        ));
+    }
+}
+
 async fn publication(catalog: &mut Catalog, settings: &Settings, tables: &[TableFacts], found: &mut Vec<Finding>) -> Result<()> {
     let name = &settings.publication;
     let privilege =
         |what: &str, hint: String| Finding::error(Error::new(&codes::PRIVILEGE, what).at("publication", name).hint(hint));
     let not_owned: Vec<String> = tables.iter().filter(|table| !table.owned).map(TableFacts::full_name).collect();
     let Some(publication) = publication::find(catalog, settings).await? else {
-        let statement = publication::create_statement(settings, tables);
+        let statement = publication::create_statement(catalog, settings, tables).await?;
         let rows = catalog.query("SELECT has_database_privilege(current_database(), 'CREATE'), current_database()").await?;
         let row = rows.first().map(Vec::as_slice).unwrap_or_default();
         found.push(if !not_owned.is_empty() {
@@ -318,7 +337,7 @@ pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) ->
     }
     let tables: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     let (verb, detail) = match publication::find(catalog, settings).await? {
-        None if fresh => ("create", publication::create_statement(settings, &tables)),
+        None if fresh => ("create", publication::create_statement(catalog, settings, &tables).await?),
         None => return Err(publication::gone(settings, "the publication does not exist")),
         Some(found) => match found.missing(&tables) {
             missing if missing.is_empty() => ("keep", format!("{} tables", tables.len())),

@@ -122,6 +122,9 @@ fn key_in_stream(
     if let Some(key) = facts.and_then(TableFacts::primary_key).and_then(|index| all(&index.columns)) {
         return Ok(key);
     }
+    if let Some(fault) = facts.and_then(unsent_key) {
+        return Err(fault);
+    }
     if relation.identity == b'f' {
         return Ok(Vec::new());
     }
@@ -167,6 +170,11 @@ fn key_now(settings: &Settings, facts: &TableFacts) -> Result<Vec<usize>> {
     let name = quoted(&table);
     let identity = facts.identity_columns();
     let fault = |what: String, hint: String| Err(Error::new(&codes::NO_USABLE_KEY, what).at("table", &table).hint(hint));
+    if key_option(settings, &table).is_none()
+        && let Some(fault) = unsent_key(facts)
+    {
+        return Err(fault);
+    }
     if identity.is_empty() {
         let hint = match (facts.primary_key(), facts.identity) {
             (Some(_), _) => format!("Run ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"),
@@ -201,6 +209,43 @@ fn key_now(settings: &Settings, facts: &TableFacts) -> Result<Vec<usize>> {
     }
 }
 
+/// T18: why the key that the catalogue names cannot be made of the stream's cells, if it has a generated column that is not sent. The
+/// rest of the key alone would give different rows the same one.
+fn unsent_key(facts: &TableFacts) -> Option<Error> {
+    let index = facts.primary_key().filter(|_| facts.identity == 'f').or_else(|| facts.identity_index())?;
+    let column = facts.unsent.iter().find(|column| index.columns.contains(&column.name))?;
+    let name = quoted(&facts.full_name());
+    let hint = if column.publishable {
+        "Run ALTER PUBLICATION ... SET (publish_generated_columns = stored); for the connector's publication.".to_owned()
+    } else {
+        format!(
+            "Run CREATE UNIQUE INDEX over columns that are not generated, and ALTER TABLE {name} REPLICA IDENTITY USING INDEX with its name."
+        )
+    };
+    let what = format!("key column {:?} is generated, and the stream does not have it", column.name);
+    Some(Error::new(&codes::NO_USABLE_KEY, what).at("table", facts.full_name()).hint(hint))
+}
+
+/// T18: since version 18 the server refuses the application's updates and deletes of a published table whose replica identity is the
+/// whole row, if one of its columns is generated and not published.
+pub fn refused_updates(facts: &TableFacts) -> Option<Error> {
+    let columns: Vec<&str> = facts.unsent.iter().filter(|column| column.strict).map(|column| column.name.as_str()).collect();
+    if facts.identity != 'f' || columns.is_empty() {
+        return None;
+    }
+    let name = quoted(&facts.full_name());
+    let hint = if facts.unsent.iter().all(|column| column.publishable) {
+        "Run ALTER PUBLICATION ... SET (publish_generated_columns = stored); for the connector's publication.".to_owned()
+    } else {
+        format!(
+            "Run ALTER TABLE {name} REPLICA IDENTITY DEFAULT; or USING INDEX with a unique index of columns that are not generated."
+        )
+    };
+    let what =
+        "the server would refuse updates and deletes of a published table with a full identity and unpublished generated columns";
+    Some(Error::new(&codes::GENERATED, what).at("table", facts.full_name()).at("columns", columns.join(", ")).hint(hint))
+}
+
 fn usable_index(facts: &TableFacts) -> Option<&str> {
     let not_null = |name: &String| facts.columns.iter().any(|column| column.name == *name && column.not_null);
     facts.indexes.iter().find(|index| index.immediate && index.columns.iter().all(not_null)).map(|index| index.name.as_str())
@@ -212,8 +257,14 @@ fn configured_key(facts: &TableFacts, name: &str, names: &[String], identity: &[
     let mut key = Vec::new();
     for column in names {
         let Some(at) = facts.columns.iter().position(|found| found.name == *column) else {
+            if facts.unsent.iter().any(|unsent| unsent.name == *column) {
+                return fault(
+                    format!("the configured key names column {column:?}, which is generated and not in the stream"),
+                    "Correct `key:` of the table, or publish the column as `headwater explain HW2062` shows.".into(),
+                );
+            }
             return fault(
-                format!("the configured key names column {column:?}, which does not exist"),
+                format!("the configured key names column {column:?}, which does not exist or is not published"),
                 "Correct `key:` of the table.".into(),
             );
         };

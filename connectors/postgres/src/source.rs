@@ -58,7 +58,7 @@ impl PostgresSource {
         let monitor =
             StreamMonitor::new(settings.server.clone(), &settings.slot, Arc::clone(&stream.shared), watching, watch.drift());
         Self {
-            catalog: Catalog::new(settings.server.clone()),
+            catalog: Catalog::new(&settings),
             decoder: Decoder::new(place, settings.on_truncate),
             settings,
             identity,
