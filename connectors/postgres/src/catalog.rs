@@ -221,7 +221,10 @@ impl Catalog {
         let name = cell(row, 4).to_owned();
         let element: u32 = number(row, 5)?;
         let mut resolved = match cell(row, 0) {
-            "e" => Resolved { logical: Type::Enum { labels: self.labels(oid).await? }, codec: Codec::Text, name: String::new() },
+            "e" => {
+                let labels = self.labels(oid).await?;
+                Resolved { logical: Type::Enum { labels: Arc::clone(&labels) }, codec: Codec::Enum(labels), name: String::new() }
+            }
             "d" => Box::pin(self.resolve_nested(number(row, 1)?, number(row, 2)?, depth + 1)).await?,
             _ if element != 0 => {
                 let delimiter = cell(row, 6).bytes().next().unwrap_or(b',');

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_connector::{Column, Error, Result, Schema};
+use headwater_connector::{Column, Error, Result, Schema, Type};
 
 use crate::{
     catalog::{Catalog, TableFacts},
@@ -61,6 +61,21 @@ impl Tables {
         self.find(id).is_some_and(|at| self.tables[at].raw == raw)
     }
 
+    /// Marks a cell that is not among the labels of its column as right: looked up again, they still lack it, since it was renamed or
+    /// its column is another one by now. A label joins the list at its end; an array is a copy until the table's next description.
+    pub fn settle(&mut self, stale: &Stale) {
+        let Some(shape) = self.find(stale.table).and_then(|at| self.tables[at].shape.as_mut()) else { return };
+        let mut schema = Schema::clone(&shape.schema);
+        match (&mut schema.columns[stale.column].r#type, &mut shape.codecs[stale.column], &stale.label) {
+            (Type::Enum { labels }, codec, Some(label)) => {
+                *labels = labels.iter().chain([label]).cloned().collect();
+                *codec = Codec::Enum(Arc::clone(labels));
+            }
+            (_, codec, _) => without_labels(codec),
+        }
+        shape.schema = Arc::new(schema);
+    }
+
     /// Adds a description or replaces an older one. A shape that says the same keeps its schema's `Arc`.
     pub fn put(&mut self, mut table: Table) {
         match self.find(table.id) {
@@ -74,6 +89,52 @@ impl Tables {
             }
             None => self.tables.push(table),
         }
+    }
+}
+
+/// A cell that is none of the labels that its column is known to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// The table.
+    pub table: u32,
+    /// Place of the column.
+    pub column: usize,
+    /// The label; none for an array, and for what is not UTF-8.
+    pub label: Option<String>,
+}
+
+/// The shape with the labels that its enums have now; everything else stays as it was described. Labels that were known before stay in
+/// the list: the stream may still carry one that was renamed since, and asking again for each of its rows would never end.
+pub async fn labels_again(catalog: &mut Catalog, relation: &pgoutput::Relation<'_>, before: &Shape) -> Result<Shape> {
+    let (mut schema, mut codecs) = (Schema::clone(&before.schema), before.codecs.clone());
+    for (at, column) in relation.columns.iter().enumerate().filter(|(at, _)| before.codecs[*at].has_labels()) {
+        let mut now = catalog.resolve(column.oid, column.modifier).await?;
+        // A type that was dropped since keeps the labels that it had.
+        if now.codec.has_labels() {
+            merge_labels(&mut now.logical, &before.schema.columns[at].r#type, &mut now.codec);
+            (schema.columns[at].r#type, codecs[at]) = (now.logical, now.codec);
+        }
+    }
+    Ok(Shape { schema: Arc::new(schema), codecs, identity: before.identity.clone() })
+}
+
+fn merge_labels(now: &mut Type, before: &Type, codec: &mut Codec) {
+    match (now, before, codec) {
+        (Type::Enum { labels }, Type::Enum { labels: before }, codec) => {
+            let gone: Vec<String> = before.iter().filter(|label| !labels.contains(label)).cloned().collect();
+            *labels = labels.iter().cloned().chain(gone).collect();
+            *codec = Codec::Enum(Arc::clone(labels));
+        }
+        (Type::Array(now), Type::Array(before), Codec::Array(element, _)) => merge_labels(now, before, element),
+        _ => (),
+    }
+}
+
+fn without_labels(codec: &mut Codec) {
+    match codec {
+        Codec::Enum(_) => *codec = Codec::Text,
+        Codec::Array(element, _) => without_labels(element),
+        _ => (),
     }
 }
 
