@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use headwater_connector::{Action, Error, Finding, Result};
+use headwater_connector::{Action, Column, Error, Finding, Result, Type};
 
 use crate::{
     catalog::{Catalog, TableFacts, cell, flag, number},
@@ -37,6 +37,7 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
     }
     large_values(settings, &tables, &mut found);
     generated(&tables, &mut found);
+    key_forms(catalog, &tables, &mut found).await?;
     let facts: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     publication(catalog, settings, &facts, &mut found).await?;
     let slot = slot::find(catalog, settings).await?;
@@ -218,6 +219,38 @@ fn large_values(settings: &Settings, tables: &[Selected], found: &mut Vec<Findin
             .at("table", names.join(", "))
             .hint("Run ALTER TABLE ... REPLICA IDENTITY FULL; for these tables if readers need every column in every event."),
     ));
+}
+
+/// T19 and T20: keys that the database holds for equal and whose events have different keys. Events keep the text as it is stored.
+async fn key_forms(catalog: &mut Catalog, tables: &[Selected], found: &mut Vec<Finding>) -> Result<()> {
+    let oids: Vec<String> = tables.iter().map(|(facts, _)| facts.oid.to_string()).collect();
+    let rows = catalog
+        .query(&format!(
+            "SELECT a.attrelid, a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+             LEFT JOIN pg_type b ON b.oid = t.typbasetype LEFT JOIN pg_collation c ON c.oid = a.attcollation \
+             WHERE a.attrelid = ANY ('{{{}}}'::oid[]) AND a.attnum > 0 AND NOT a.attisdropped \
+             AND ('citext' IN (t.typname, b.typname) OR NOT c.collisdeterministic)",
+            oids.join(",")
+        ))
+        .await?;
+    for (facts, table) in tables {
+        let oid = facts.oid.to_string();
+        let many = |column: &&Column| {
+            matches!(column.r#type, Type::Decimal { precision_scale: None } | Type::Float32 | Type::Float64 | Type::Interval)
+                || rows.iter().any(|row| cell(row, 0) == oid && cell(row, 1) == column.name)
+        };
+        let keys = table.schema.key.iter().filter_map(|at| table.schema.columns.get(*at));
+        let names: Vec<&str> = keys.filter(many).map(|column| column.name.as_str()).collect();
+        if !names.is_empty() {
+            found.push(Finding::warning(
+                Error::new(&codes::KEY_FORMS, "values of a key column that the database holds for equal have different keys in events")
+                    .at("table", facts.full_name())
+                    .at("columns", names.join(", "))
+                    .hint("Run ALTER TABLE ... ALTER COLUMN ... TYPE with numeric(p, s) or a deterministic collation, or let readers compare such keys as the database does."),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// T18: what readers of the table see and readers of the topic do not.

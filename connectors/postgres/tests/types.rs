@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use headwater_connector::{Batch, ConnectorKind, Limits, SourceContext, Type, Value, json};
 use serde_json::json;
-use support::{begin, connector, next, shared};
+use support::{Postgres, begin, connector, next, shared};
 
 struct Line {
     sql_type: String,
@@ -257,5 +257,42 @@ async fn the_longest_number_and_the_oddest_names_are_exact() {
     assert_eq!(names, ["id", long.as_str(), "😀 a.b", "order"]);
     assert!(batch.value(row, 1) == Value::Text(&number), "the number differs");
     assert_eq!(batch.value(row, 2), Value::Text("x"));
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_1600_columns_has_every_cell_in_its_place() {
+    let (server, database) = (shared(), shared().database());
+    let columns: Vec<String> = (1..1600).map(|at| format!("c{at} smallint")).collect();
+    server.sql(&database, &format!("CREATE TABLE public.t (id int PRIMARY KEY, {})", columns.join(", ")));
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    let cells: Vec<String> = (1..1600).map(|at| if at % 7 == 0 { "NULL".into() } else { at.to_string() }).collect();
+    server.sql(&database, &format!("INSERT INTO public.t VALUES (0, {})", cells.join(", ")));
+    let batch = next(source.as_mut()).await.unwrap();
+    let (schema, row) = (&batch.schemas()[0], batch.changes()[0].after.unwrap());
+    assert_eq!(schema.columns.len(), 1600);
+    for (at, value) in batch.values(row).enumerate().skip(1) {
+        assert_eq!(schema.columns[at].name, format!("c{at}"));
+        let text = at.to_string();
+        assert_eq!(value, if at % 7 == 0 { Value::Null } else { Value::Text(&text) });
+    }
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn intervals_without_end_are_the_words_of_the_server() {
+    let server = Postgres::start_version(17, &[]);
+    let database = server.database();
+    server.sql(&database, "CREATE TABLE public.t (id int PRIMARY KEY, v interval, a interval[])");
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    server.sql(&database, "INSERT INTO public.t VALUES (1, 'infinity', '{-infinity,1 day}')");
+    let batch = next(source.as_mut()).await.unwrap();
+    let row = batch.changes()[0].after.unwrap();
+    assert_eq!(batch.value(row, 1), Value::Text("infinity"));
+    assert_eq!(batch.value(row, 2), Value::Json(r#"["-infinity","1 day"]"#));
     source.close().await.unwrap();
 }
