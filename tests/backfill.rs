@@ -183,24 +183,23 @@ fn kills_in_the_middle_of_it_lose_nothing_and_bring_nothing_stale() {
     let (stop, seed) = (Arc::new(AtomicBool::new(false)), fastrand::u64(..));
     println!("seed {seed}");
     let writers = hammer(&database, rows, seed, &stop);
-    let (mut rng, mut in_between, mut reached) = (Rng::with_seed(seed), 0, 0);
-    loop {
+    let (mut rng, mut in_between) = (Rng::with_seed(seed), 0);
+    let reached = loop {
         let mut daemon = home.start();
         thread::sleep(Duration::from_millis(rng.u64(200..900)));
         let read = daemon.connector("shop").ok().and_then(|shop| shop["backfills"][0]["rows"].as_u64()).unwrap_or(0);
         let state = daemon.connector("shop").map(|shop| shop["state"].clone()).unwrap_or_default();
         in_between += u32::from(read > 0 && state == "backfilling");
         if state == "streaming" {
-            reached = read;
             stop.store(true, Ordering::Relaxed);
             let done: u64 = writers.into_iter().map(|writer| writer.join().expect("a writer")).sum();
             assert!(done > 100, "the writers did {done} transactions only");
             daemon.wait_caught_up("shop");
             assert_eq!(daemon.terminate(), Some(0));
-            break;
+            break read;
         }
         daemon.kill9();
-    }
+    };
     assert!(in_between > 0, "no kill hit a backfill that was under way");
     assert!(reached >= u64::from(rows) / 2, "{reached} rows read");
     expect_sound(&database, &home);
@@ -383,13 +382,78 @@ fn a_table_that_joins_is_read_while_the_others_go_on() {
     daemon.wait_for("shop", "one table", |shop| shop["backfills"].as_array().map(Vec::len) == Some(1));
     daemon.wait_caught_up("shop");
     database.sql("DELETE FROM public.late WHERE id > 600; INSERT INTO public.late VALUES (1000)");
+    // Whoever is asked to stop and to start behind all this has never seen the deletes.
+    daemon.wait_caught_up("shop");
+    let passed =
+        "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE database = current_database()";
+    wait_until("the deletes to be confirmed", PATIENCE, || match database.value(passed).as_str() {
+        "true" | "t" => Ok(()),
+        other => Err(other.to_owned()),
+    });
     home.shop(&database.url(), "public.item, public.late", "");
     daemon.signal("HUP");
     daemon.wait_for("shop", "the table again", |shop| shop["backfills"][1]["state"] == "done");
-    daemon.wait_caught_up("shop");
+    let shop = daemon.wait_caught_up("shop");
+    assert_eq!(shop["backfills"][1]["buried"], 100, "{shop}");
     let mut last: BTreeMap<String, bool> = BTreeMap::new();
-    home.tail("shop.late").into_iter().for_each(|record| drop(last.insert(record.key, record.value.is_some())));
+    for record in home.tail("shop.late") {
+        last.insert(record.key, record.value.is_some());
+    }
     assert_eq!(last.values().filter(|alive| **alive).count(), 601, "the topic holds what the table holds");
     assert_eq!((reads(&home, "shop.item"), last.len()), (50, 701));
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+#[test]
+fn a_reset_reads_everything_again_and_buries_what_went_meanwhile() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = versioned(&database, 40, "    events: { partitions: 3 }\n");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    // What happens without a slot is lost to the stream.
+    database.sql(&format!("SELECT pg_drop_replication_slot('{}')", database.slot()));
+    database.sql("DELETE FROM public.item WHERE id <= 5; UPDATE public.item SET ver = 2 WHERE id = 6; INSERT INTO public.item VALUES (99, 1)");
+    let evidence = home.run(&["reset", "shop"]);
+    let line = evidence.stdout.lines().find(|line| line.starts_with("incarnation")).expect("an incarnation");
+    let incarnation = line.split_whitespace().last().expect("a value");
+    home.run(&["reset", "shop", "--incarnation", incarnation]).expect_code(0);
+    let mut daemon = home.start();
+    let shop = daemon.wait_caught_up("shop");
+    assert_eq!((&shop["backfills"][0]["rows"], &shop["backfills"][0]["buried"]), (&36.into(), &5.into()), "{shop}");
+    let mut last: BTreeMap<String, Option<u64>> = BTreeMap::new();
+    let mut records = home.tail("shop.item");
+    records.sort_by_key(|record| record.pos());
+    for record in records {
+        let version = record.column("ver").and_then(serde_json::Value::as_u64);
+        last.insert(record.key, version);
+    }
+    assert_eq!(last.values().filter(|version| version.is_some()).count(), 36);
+    assert_eq!((last[r#"{"id":6}"#], last[r#"{"id":5}"#]), (Some(2), None));
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+#[test]
+fn a_truncate_that_is_accepted_buries_the_keys() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = versioned(&database, 60, "      on_truncate: event\n");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    database.sql("TRUNCATE public.item; INSERT INTO public.item VALUES (7, 5), (1000, 1)");
+    let shop = daemon.wait_for("shop", "the burial", |shop| {
+        shop["state"] == "streaming" && shop["backfills"][0]["buried"].as_u64() == Some(59)
+    });
+    assert_eq!(shop["error"], serde_json::Value::Null);
+    daemon.wait_caught_up("shop");
+    let mut last: BTreeMap<String, bool> = BTreeMap::new();
+    for record in home.tail("shop.item").into_iter().filter(|record| !record.key.contains("truncate")) {
+        last.insert(record.key, record.value.is_some());
+    }
+    assert_eq!(
+        last.iter().filter(|(_, alive)| **alive).map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
+        [r#"{"id":1000}"#, r#"{"id":7}"#]
+    );
     assert_eq!(daemon.terminate(), Some(0));
 }

@@ -2,8 +2,8 @@
 //!
 //! `expected` comes from an oracle that knows the source only; `records` are what a reader of the topics saw. Every rule
 //! looks for one way to be wrong, so that a failure says what happened and not only that two lists differ. The numbers are
-//! those of the invariants: I2 sequence, I3 unique places, I5 checkpoint counts, I6 versions, I7 last state, I8 rollbacks,
-//! I9 conserved sums, I13 partitions, I14 absent is not null.
+//! those of the invariants: I1 confirmation, I2 sequence, I3 unique places, I5 checkpoint counts, I6 versions, I7 last state, I8 rollbacks,
+//! I9 conserved sums, I11 one writer at a time, I13 partitions, I14 absent is not null.
 
 mod checkpoints;
 mod mutations;
@@ -51,6 +51,17 @@ pub struct Rules {
     pub bank: String,
     /// Rows per topic and key as the tables hold them now.
     pub tables: BTreeMap<(String, String), Value>,
+    /// What was seen at the source and the log in the course of the run.
+    pub samples: Vec<Sample>,
+}
+
+/// One look at how far the source and the log are.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// What the source may forget, in its bytes; read before the other.
+    pub confirmed: u64,
+    /// End of what the newest committed checkpoint holds, in the same bytes.
+    pub committed: u64,
 }
 
 /// One thing that is wrong.
@@ -107,6 +118,8 @@ pub fn check(expected: &[Expected], records: &[Record], checkpoints: &[Record], 
     rows::forms(records, &mut findings);
     rows::last_states(records, rules, &mut findings);
     rows::conserved_sum(records, rules, &mut findings);
+    checkpoints::confirmations(&rules.samples, &mut findings);
+    checkpoints::writers(checkpoints, &mut findings);
     checkpoints::audit(records, checkpoints, rules, &mut findings);
     findings
 }

@@ -13,6 +13,7 @@ use crate::{
         kafka::Kafka,
         oracle::Oracle,
         postgres::{Database, Postgres},
+        record::Record,
         root, workload,
     },
 };
@@ -92,7 +93,16 @@ fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
         }
     }
     rest_and_judge(
-        &Run { seed: 0, kills: number, home, database: &database, final_reader: reader, follower: None, break_log: None },
+        &Run {
+            seed: 0,
+            kills: number,
+            home,
+            database: &database,
+            final_reader: reader,
+            follower: None,
+            break_log: None,
+            outlast: None,
+        },
         &oracle,
     );
 }
@@ -107,6 +117,78 @@ fn a_crash_at_any_point_loses_and_repeats_nothing_on_kafka() {
     let kafka = Kafka::shared();
     let home = kafka::home(kafka, "headwater");
     sweep(&home, &[], Some(&|topic| kafka::consume(kafka, topic)));
+}
+
+/// The tables of the connector, and how much one of its log transactions holds.
+fn select(home: &Home, database: &Database, tables: &str, cut: usize) {
+    let more = format!("    events:\n      partitions: {}\n    commit: {{ max_events: {cut} }}\n", kill::PARTITIONS);
+    home.shop(&database.url(), tables, &more);
+}
+
+/// Accounts and orders in turn, in one transaction; the daemon dies when a part of it is published.
+fn die_in_a_mixed_transaction(home: &Home, database: &Database, first: u32) {
+    let rows = CUT * 3;
+    database.sql(&format!(
+        "SELECT truth.put_account({first} + n, 'mixed', true), truth.put_order('mixed', ({first} + n)::text, n, NULL)
+         FROM generate_series(1, {rows}) n"
+    ));
+    home.start_with(&[("HEADWATER_FAULT", "C14:1")]).wait_fault("C14:1");
+}
+
+/// The ids in the order of the events; the place of every event is its own.
+fn numbers(home: &Home, topic: &str, column: &str) -> Vec<u32> {
+    let mut records = home.tail(topic);
+    records.sort_by(|a, b| a.header("hw.pos").cmp(b.header("hw.pos")));
+    assert!(records.windows(2).all(|pair| pair[0].header("hw.pos") < pair[1].header("hw.pos")), "a place twice in {topic}");
+    let number = |record: &Record| record.column(column).expect("the column").to_string().trim_matches('"').parse();
+    records.iter().map(|record| number(record).expect("a number")).collect()
+}
+
+/// C23: the place inside of a transaction counts what the server sends and not what the config wants of it, so another selection
+/// and other slices go on at the same row.
+fn change_the_config_inside_a_transaction(home: &Home) {
+    let server = Postgres::shared();
+    let database = server.database();
+    workload::prepare(&database);
+    let of = |first: u32| (first + 1..=first + u32::try_from(CUT * 3).expect("few rows")).collect::<Vec<_>>();
+    let rest = |what: &str| {
+        let mut daemon = home.start();
+        daemon.wait_caught_up("shop");
+        assert_eq!(daemon.terminate(), Some(0), "an orderly stop {what}");
+    };
+    select(home, &database, "shop.account, shop.order", CUT);
+    rest("before the first event");
+    // A table less: its events stay where they are, and the other's go on without a gap.
+    die_in_a_mixed_transaction(home, &database, 1_000);
+    let published = numbers(home, "shop.order", "code");
+    assert!(!published.is_empty() && published.len() < CUT * 3, "{} orders before the change", published.len());
+    select(home, &database, "shop.account", CUT / 4);
+    rest("with a table less");
+    assert_eq!(numbers(home, "shop.account", "id"), of(1_000));
+    assert_eq!(numbers(home, "shop.order", "code"), published);
+    // A table more.
+    die_in_a_mixed_transaction(home, &database, 5_000);
+    let before = numbers(home, "shop.account", "id").len();
+    assert!(before > CUT * 3 && before < CUT * 6, "{before} accounts before the change");
+    select(home, &database, "shop.account, shop.order", CUT * 2);
+    rest("with a table more");
+    assert_eq!(numbers(home, "shop.account", "id"), [of(1_000), of(5_000)].concat());
+    let orders = numbers(home, "shop.order", "code");
+    let later = orders.strip_prefix(&published[..]).expect("what was published stays");
+    // The server sent the orders all the time: what comes of them are those behind the place, and nothing of the skipped part.
+    assert!(of(5_000).ends_with(later) && later.len() < CUT * 3, "{later:?}");
+}
+
+#[test]
+fn another_config_in_the_middle_of_a_transaction_goes_on_at_the_same_row_on_the_embedded_log() {
+    change_the_config_inside_a_transaction(&Home::new());
+}
+
+#[test]
+fn another_config_in_the_middle_of_a_transaction_goes_on_at_the_same_row_on_kafka() {
+    // A broker of its own: the topics bear the names of the tables.
+    let kafka = Kafka::start();
+    change_the_config_inside_a_transaction(&kafka::home(&kafka, "headwater"));
 }
 
 #[test]

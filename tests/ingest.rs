@@ -41,3 +41,25 @@ fn events(more: &str, scripts: &[&str]) -> Vec<Record> {
 fn ops(records: &[Record]) -> Vec<(&str, &str)> {
     records.iter().map(|record| (record.op(), record.key.as_str())).collect()
 }
+
+/// T10. The server sends a value in one piece, so a few copies of it are held at once, and not more than a few.
+#[test]
+fn a_value_of_100_mb_comes_whole_and_is_held_a_few_times_only() {
+    const LEN: usize = 100_000_000;
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = shop(&database, "");
+    let mut daemon = home.start();
+    daemon.wait_state("shop", "streaming");
+    database.sql(&format!("INSERT INTO orders VALUES (1, 'new', 1, repeat('0123456789', {LEN} / 10))"));
+    daemon.wait_caught_up("shop");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: usize = peak.trim_end_matches("kB").trim().parse().unwrap();
+    assert_eq!(daemon.terminate(), Some(0), "an orderly stop");
+    assert!(peak * 1024 < 10 * LEN, "{peak} kB");
+    let records = home.tail("shop.orders");
+    assert_eq!(records.len(), 1);
+    let body = records[0].value.as_ref().unwrap()["body"].as_str().unwrap();
+    assert!(body.len() == LEN && body.as_bytes().chunks(10).all(|part| part == b"0123456789"), "{} bytes", body.len());
+}

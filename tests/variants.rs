@@ -29,7 +29,8 @@ fn damage(home: &Home, scenario: Scenario, variant: Option<&str>) -> Option<Stri
     database.sql(&format!("SELECT truth.open_bank({})", workload::BANK_ROWS));
     daemon.wait_caught_up("shop");
     assert_eq!(daemon.terminate(), Some(0));
-    let run = Run { seed: 0, kills: 1, home, database: &database, final_reader: None, follower: None, break_log: None };
+    let run =
+        Run { seed: 0, kills: 1, home, database: &database, final_reader: None, follower: None, break_log: None, outlast: None };
     let judged = catch_unwind(AssertUnwindSafe(|| {
         scenario(home, &database, &mistake);
         kill::audit(&run, &oracle);
@@ -156,7 +157,16 @@ fn silent(variant: &str, fault: fn(&Database)) -> String {
     assert_eq!(home.tail("shop.bank").len(), before);
     database.sql("SELECT truth.transfer(3, 4, 5)");
     rest(&home, &[("HEADWATER_VARIANT", variant)]);
-    let run = Run { seed: 0, kills: 1, home: &home, database: &database, final_reader: None, follower: None, break_log: None };
+    let run = Run {
+        seed: 0,
+        kills: 1,
+        home: &home,
+        database: &database,
+        final_reader: None,
+        follower: None,
+        break_log: None,
+        outlast: None,
+    };
     let judged = catch_unwind(AssertUnwindSafe(|| kill::audit(&run, &oracle)));
     *judged.expect_err("the mistake was not found").downcast::<String>().expect("words")
 }

@@ -97,6 +97,9 @@ pub struct TableBackfill {
     /// Of those, rows that became events: for the others there was a newer one already.
     #[serde(default)]
     pub published: u64,
+    /// Keys that got a tombstone because the table does not have them.
+    #[serde(default)]
+    pub buried: u64,
     /// Rows in the table when it was asked for, roughly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimated: Option<u64>,

@@ -1,6 +1,10 @@
 //! A batch of changes becomes the records of one log transaction.
 
-use std::{collections::BTreeMap, io::Write, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::Write,
+    sync::Arc,
+};
 
 use headwater_connector::{Batch, Before, Change, Error, Kind, Op, Result, Row, Schema, codes as contract, fault, json};
 
@@ -147,6 +151,12 @@ impl Encoder {
         self.routes.get(table).map(|route| self.topic_index(&route.topic))
     }
 
+    /// The name of a table's topic and its partitions.
+    pub fn topic_named(&self, table: &str) -> Option<(Arc<str>, u32)> {
+        let route = self.routes.get(table)?;
+        Some((Arc::clone(&self.topics[self.topic_index(&route.topic) as usize]), *self.partitions.get(&route.topic)?))
+    }
+
     /// Appends the events of `batch` to `out`, which becomes the log transaction at `place`, but for those that `side` leaves out.
     ///
     /// After an error `out` is torn and must be dropped.
@@ -174,6 +184,50 @@ impl Encoder {
         }
         encoded.events = shared.index;
         Ok(encoded)
+    }
+
+    /// The keys of all rows of a batch, as the topic has them.
+    pub fn keys(&mut self, batch: &Batch) -> Result<HashSet<Vec<u8>>> {
+        let schemas = self.compile_all(batch)?;
+        let mut keys = HashSet::with_capacity(batch.changes().len());
+        for change in batch.changes() {
+            let compiled = &self.compiled[schemas[change.schema as usize]];
+            let row = change.after.ok_or_else(|| no_key(&compiled.source, "a row that was read has no columns"))?;
+            let mut key = Vec::new();
+            compiled.key.write(&mut key, batch, &compiled.source, row)?;
+            keys.insert(key);
+        }
+        Ok(keys)
+    }
+
+    /// Appends tombstones for keys that a table does not have to `out`, an empty log transaction that is at `place`.
+    pub fn bury<'a>(
+        &self,
+        table: &str,
+        keys: impl Iterator<Item = &'a [u8]>,
+        place: Place,
+        at_ms: i64,
+        out: &mut Transaction,
+    ) -> Result<u64> {
+        let missing = || Error::new(&contract::INVARIANT, "a table that is reconciled has no route").at("table", table);
+        let route = self.routes.get(table).ok_or_else(missing)?;
+        let partitions = self.partitions.get(&route.topic).copied().ok_or_else(missing)?;
+        let topic = self.topic_index(&route.topic);
+        let mut shared = Shared { place, index: 0, ops: [None; 5], transactions: Vec::new(), schemas: Vec::new() };
+        let op = out.write(|bytes| bytes.extend_from_slice(OP_TEXT[DELETE]));
+        let schema = self.tables.get(table).map(|state| out.write(|bytes| bytes.extend_from_slice(state.schema.as_bytes())));
+        for key in keys {
+            let partition = partition_of(key, partitions);
+            let key = out.write(|bytes| bytes.extend_from_slice(key));
+            let pos = shared.pos(out);
+            out.push_header("hw.op", op);
+            out.push_header("hw.pos", pos);
+            if let Some(schema) = schema {
+                out.push_header("hw.schema", schema);
+            }
+            out.push_record(topic, partition, at_ms, key, None);
+        }
+        Ok(shared.index)
     }
 
     /// Index into `compiled` for each schema of the batch.

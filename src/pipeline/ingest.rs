@@ -121,12 +121,12 @@ impl Ingest {
 
     async fn stream(&self, started: Started, shutdown: &mut Shutdown) -> Result<()> {
         let Started { mut writer, source, encoder, progress } = started;
-        let backfill = Backfill::new(Arc::clone(&self.connector), &progress, &encoder, Arc::clone(&self.status));
+        let backfill = Backfill::new(self, &progress, &encoder);
         let mut line = Line { source, encoder, progress, backfill, batch: Batch::default(), status: Arc::clone(&self.status) };
         let mut spare = vec![line.encoder.transaction(), line.encoder.transaction()];
         let mut ready: Option<Ready> = None;
         loop {
-            line.backfill.turn(&line.progress.backfills);
+            line.backfill.turn(&line.progress.backfills, &line.encoder);
             let limits = line.backfill.patience(limits(&self.commit, ready.is_some()));
             let out = spare.pop().unwrap_or_else(|| line.encoder.transaction());
             let next = line.next(out, &limits, shutdown);
@@ -278,11 +278,17 @@ impl Line {
         let Some(position) = batch.position().cloned() else {
             return Ok(Next::Nothing(out));
         };
-        let encoded = encoder.encode(batch, progress.next_place(), &mut out, backfill)?;
-        let tables = encoded.state_changed.then(|| encoder.tables());
+        let place = progress.next_place();
+        let encoded = encoder.encode(batch, place, &mut out, backfill)?;
+        let is_truncated = backfill.follow_truncates(&mut progress.backfills, place);
+        if is_truncated {
+            backfill.take_up(&progress.backfills, encoder);
+        }
+        let tables = (encoded.state_changed || is_truncated).then(|| encoder.tables());
         progress.finish(Some(&position), tables, &mut out);
+        let backfills = is_truncated.then(|| backfill.views(&progress.backfills));
         let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
         let Encoded { events, dead_letters, .. } = encoded;
-        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills: None, replies: Vec::new() }))
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills, replies: Vec::new() }))
     }
 }

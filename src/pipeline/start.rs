@@ -1,6 +1,6 @@
 //! Taking a connector's place and finding where it stood: steps 1 to 4 and 9 of the protocol in the architecture guide.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use headwater_connector::{Error, Identity, Intent, Position, Result, Source, fault};
 use uuid::Uuid;
@@ -205,7 +205,7 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let known = peeked.map(|checkpoint| checkpoint.state.topic_ids).unwrap_or_default();
     let routes = routes(ingest).await?;
     ingest.claims.claim(&ingest.name, &routes)?;
-    let states = ensure_topics(ingest, &internal, &routes, &known).await?;
+    let (states, existed) = ensure_topics(ingest, &internal, &routes, &known).await?;
 
     fault::point("C1");
     let mut writer = ingest.log.open_writer(&ingest.name).await.map_err(in_doubt)?;
@@ -227,7 +227,9 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     pin(ingest, &mut progress, &states)?;
     // Before there is a position, so that a crash in between does not make the first start look like a later one.
     let is_first_start = progress.position.is_none();
-    backfill::enlist(&mut progress.backfills, ingest.connector.backfill().mode, &routes, is_first_start);
+    let mode = ingest.connector.backfill().mode;
+    let place = progress.next_place();
+    backfill::enlist(&mut progress.backfills, mode, &routes, &existed, (is_first_start, place));
     commit_checkpoint(&mut *writer, &mut progress, None, Some(&tables)).await?;
     ingest.own();
 
@@ -376,12 +378,13 @@ pub fn topic_specs(internal: &InternalTopics, routes: &Routes, partitions: Optio
     specs
 }
 
+/// The topics, and which of them were there before.
 async fn ensure_topics(
     ingest: &Ingest,
     internal: &InternalTopics,
     routes: &Routes,
     known: &BTreeMap<String, String>,
-) -> Result<Vec<TopicState>> {
+) -> Result<(Vec<TopicState>, HashSet<String>)> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
     let mut specs = topic_specs(internal, routes, ingest.events.partitions, dead_letters);
     // What exists is adopted here and compared with what is pinned later, so that a grown topic keeps its old hashing (K9).
@@ -394,7 +397,8 @@ async fn ensure_topics(
             spec.partitions = ingest.events.partitions.filter(|count| *count == state.partitions);
         }
     }
-    ingest.log.ensure_topics(&specs).await
+    let existed = names.into_iter().zip(exist).filter_map(|(name, state)| state.map(|_| name)).collect();
+    Ok((ingest.log.ensure_topics(&specs).await?, existed))
 }
 
 /// Pins the partition counts of topics that have none yet, and holds the others to what is pinned (K9).

@@ -1,10 +1,10 @@
 //! The checkpoint topic against the events: one checkpoint per log transaction, with the right counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Findings, Rules};
+use super::{Findings, Rules, Sample};
 use crate::support::record::Record;
 
 type Counts = BTreeMap<(String, u32), u64>;
@@ -41,10 +41,40 @@ pub fn audit(records: &[Record], checkpoints: &[Record], rules: &Rules, findings
     }
 }
 
+/// I1: the source is never told to forget what the log does not hold.
+pub fn confirmations(samples: &[Sample], findings: &mut Findings) {
+    for sample in samples.iter().filter(|sample| sample.confirmed > sample.committed) {
+        findings.add("confirmed", format!("{sample:x?}: the source was told more than is committed"));
+    }
+}
+
+/// I11: who was followed by another writer has committed its last transaction.
+pub fn writers(checkpoints: &[Record], findings: &mut Findings) {
+    let mut sorted: Vec<&Record> = checkpoints.iter().filter(|record| is_position(record)).collect();
+    sorted.sort_by_key(|record| record.offset);
+    let (mut current, mut gone) = (None, BTreeSet::new());
+    for record in sorted {
+        let Some(writer) = record.column("writer").and_then(Value::as_str) else {
+            findings.add("writer", format!("no writer at offset {}", record.offset));
+            continue;
+        };
+        if current != Some(writer) {
+            gone.extend(current.replace(writer));
+        }
+        if gone.contains(writer) {
+            findings.add("writer", format!("{writer} commits at offset {}, after another took its place", record.offset));
+        }
+    }
+}
+
+fn is_position(record: &Record) -> bool {
+    record.key == r#"{"checkpoint":"position"}"#
+}
+
 /// (offset, seq, counts) of the position records in offset order.
 fn positions(checkpoints: &[Record], findings: &mut Findings) -> Option<Vec<(u64, u64, Counts)>> {
     let mut found = Vec::new();
-    for record in checkpoints.iter().filter(|record| record.key == r#"{"checkpoint":"position"}"#) {
+    for record in checkpoints.iter().filter(|record| is_position(record)) {
         let parsed = record.value.as_ref().and_then(|value| Some((value["seq"].as_u64()?, counts(value.get("counts")?)?)));
         match parsed {
             Some((seq, counts)) => found.push((record.offset, seq, counts)),

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::{Expected, Rules, check};
+use super::{Expected, Rules, Sample, check};
 use crate::support::record::Record;
 
 const PARTITIONS: u32 = 3;
 const TRANSACTIONS: usize = 60;
+/// Checkpoints that one process writes.
+const LIFE: u64 = 5;
 
 /// A correct run: what the source did and what the topics hold.
 struct Run {
@@ -109,6 +111,7 @@ fn correct_run(seed: u64) -> Run {
         cut_above: usize::MAX,
         bank: "shop.bank".to_owned(),
         tables: model.tables,
+        samples: (0..20).map(|n| Sample { confirmed: 100 * n + rng.u64(0..=100), committed: 100 * n + 100 }).collect(),
     };
     Run { expected: model.expected, records, checkpoints, rules }
 }
@@ -171,7 +174,7 @@ fn checkpoint(offset: u64, seq: u64, records: &[Record]) -> Record {
         offset,
         timestamp: String::new(),
         key: r#"{"checkpoint":"position"}"#.to_owned(),
-        value: Some(json!({ "seq": seq, "counts": counts })),
+        value: Some(json!({ "seq": seq, "writer": format!("life {}", offset / LIFE), "counts": counts })),
         headers: BTreeMap::new(),
     }
 }
@@ -191,6 +194,19 @@ type Mutation = (&'static str, &'static str, fn(&mut Run, &mut Rng));
 const MUTATIONS: &[Mutation] = &[
     ("a lost event", "gap", |run, rng| drop(run.records.remove(pick(run, rng, |_| true)))),
     ("a repeated event", "repeat", repeat),
+    ("a confirmation of what is not committed", "confirmed", |run, rng| {
+        let at = rng.usize(0..run.rules.samples.len());
+        run.rules.samples[at].confirmed = run.rules.samples[at].committed + 1;
+    }),
+    ("a writer that wakes up after another took its place", "writer", |run, rng| {
+        let at = rng.usize(usize::try_from(LIFE).expect("small")..run.checkpoints.len());
+        let first = run.checkpoints[0].column("writer").cloned();
+        run.checkpoints[at].value.as_mut().expect("a position")["writer"] = first.expect("a writer");
+    }),
+    ("a checkpoint that nobody signed", "writer", |run, rng| {
+        let at = rng.usize(0..run.checkpoints.len());
+        run.checkpoints[at].value.as_mut().expect("a position")["writer"] = Value::Null;
+    }),
     ("two events of a key swapped", "version", swap_versions),
     ("a transaction torn over two commits", "transaction", tear),
     ("a missing tombstone", "gap", |run, rng| drop(run.records.remove(pick(run, rng, |record| record.op() == "d")))),

@@ -29,6 +29,14 @@ fn transaction_state(kafka: &Kafka, id: &str) -> String {
     kafka.tool(TRANSACTIONS, &args, "")
 }
 
+/// Returns when the brokers have given up the transaction that this id had open.
+pub fn wait_aborted(kafka: &Kafka, id: &str) {
+    wait_until("the brokers to abort the transaction", 2 * PATIENCE, || match transaction_state(kafka, id) {
+        state if state.contains("CompleteAbort") => Ok(()),
+        state => Err(state),
+    });
+}
+
 /// K3: the brokers give up a transaction of a process that is frozen, which looks like a rival to it. The checkpoint says that there
 /// is none.
 #[test]
@@ -56,10 +64,7 @@ fn a_daemon_that_was_frozen_beyond_the_transaction_timeout_goes_on() {
     let held = proxy.caught();
     let frozen = std::time::Instant::now();
     daemon.signal("STOP");
-    wait_until("the brokers to abort the transaction", 2 * PATIENCE, || match transaction_state(&kafka, "asleep.shop") {
-        state if state.contains("CompleteAbort") => Ok(()),
-        state => Err(state),
-    });
+    wait_aborted(&kafka, "asleep.shop");
     std::thread::sleep(length.saturating_sub(frozen.elapsed()));
     proxy.cut();
     daemon.signal("CONT");

@@ -1,6 +1,7 @@
 //! A seeded workload on a real PostgreSQL: several writers with keys of their own and keys they fight over.
 
 use std::{
+    io::Write as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,6 +21,9 @@ pub const BANK_ROWS: u64 = 20;
 /// Events that the writers may be ahead of the topics: more than any life publishes before it dies, so that a pause is rare.
 const LEAD: u64 = 4_000;
 
+/// Rows of a transaction that is so large that few lives get through it.
+const LARGE: u32 = 20_000;
+
 /// What the writers have done so far.
 #[derive(Default)]
 pub struct Progress {
@@ -31,12 +35,35 @@ pub struct Progress {
     pub rollbacks: AtomicU64,
     /// Transactions that the database rolled back to resolve a deadlock.
     pub deadlocks: AtomicU64,
+    /// Committed transactions of [`LARGE`] rows.
+    pub large: AtomicU64,
+    /// Committed transactions with a COPY.
+    pub copies: AtomicU64,
+    /// Committed transactions that change the columns of a table between their rows.
+    pub reshapes: AtomicU64,
+    /// Large transactions that somebody asked for and no writer has begun.
+    wanted: AtomicU64,
     /// Events that a reader of the topics has seen; the writers wait when they are too far ahead of it.
     pub published: AtomicU64,
     stop: AtomicBool,
 }
 
 impl Progress {
+    /// The counter of such transactions, where they have one.
+    fn counter(&self, script: &Script) -> Option<&AtomicU64> {
+        match script.kind {
+            Kind::Large => Some(&self.large),
+            Kind::Copy { .. } => Some(&self.copies),
+            Kind::Reshape => Some(&self.reshapes),
+            Kind::Small => None,
+        }
+    }
+
+    /// Whether this writer is the one that makes a large transaction somebody asked for.
+    fn takes_large(&self) -> bool {
+        self.wanted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wanted| wanted.checked_sub(1)).is_ok()
+    }
+
     /// A log that is away for a while must not leave more work behind than the run can check in its time.
     fn is_too_far_ahead(&self) -> bool {
         self.committed_events.load(Ordering::SeqCst) > self.published.load(Ordering::SeqCst) + LEAD
@@ -64,7 +91,7 @@ impl Workload {
         progress.committed_events.fetch_add(events, Ordering::SeqCst);
         progress.commits.fetch_add(1, Ordering::SeqCst);
         let start = |number: u64| {
-            let mut writer = Writer { rng: Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number)), number };
+            let mut writer = Writer { rng: Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number)), number, copied: 0 };
             let (mut client, progress) = (database.client(), Arc::clone(&progress));
             let mut server: Config = database.url().parse().expect("the URL of the database");
             server.password(PASSWORD);
@@ -89,6 +116,11 @@ impl Workload {
     /// Events that the topics must hold by now, at least.
     pub fn committed_events(&self) -> u64 {
         self.progress.committed_events.load(Ordering::SeqCst)
+    }
+
+    /// A writer makes a transaction of [`LARGE`] rows next.
+    pub fn ask_for_large(&self) {
+        self.progress.wanted.fetch_add(1, Ordering::SeqCst);
     }
 
     /// So many events have been seen in the topics.
@@ -118,15 +150,40 @@ impl Drop for Workload {
 struct Writer {
     rng: Rng,
     number: u64,
+    /// Rows that this writer has copied, kept or not: a copied row has a key that was never used.
+    copied: u64,
+}
+
+/// A transaction: its statements, and what is special about it.
+struct Script {
+    kind: Kind,
+    statements: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Small,
+    Large,
+    /// These rows come before the statements.
+    Copy {
+        first: u64,
+        rows: u64,
+    },
+    Reshape,
 }
 
 impl Writer {
     /// Whether the connection can be used on. After a crash nobody knows whether the transaction committed, so it is not counted.
     fn one_transaction(&mut self, client: &mut Client, progress: &Progress) -> bool {
         let keep = self.rng.u32(0..100) < 88;
-        let script = self.script();
-        match commit(client, &script, keep) {
+        let script = if progress.takes_large() { self.large() } else { self.script() };
+        // What was asked for is kept.
+        let keep = keep || script.kind == Kind::Large;
+        match script.run(client, keep) {
             Ok(events) if keep => {
+                if let Some(counter) = progress.counter(&script) {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                }
                 progress.committed_events.fetch_add(events, Ordering::SeqCst);
                 progress.commits.fetch_add(1, Ordering::SeqCst);
             }
@@ -142,22 +199,59 @@ impl Writer {
         true
     }
 
-    /// 1 to 200 changes, mostly few, with savepoints that are released, rolled back and nested.
-    fn script(&mut self) -> String {
-        if self.rng.u32(0..400) == 0 {
-            // Large enough to be published in slices.
-            let (base, rows) = (1_000_000 * (1 + self.number), self.rng.u32(700..2_500));
-            let number = self.rng.u32(0..1_000_000);
-            return format!(
-                "BEGIN; SELECT truth.put_account({base} + n, 'bulk {number}', true) FROM generate_series(1, {rows}) n;"
-            );
+    fn script(&mut self) -> Script {
+        let (kind, statements) = match self.rng.u32(0..400) {
+            0 => {
+                // Large enough to be published in slices.
+                let (base, rows) = (1_000_000 * (1 + self.number), self.rng.u32(700..2_500));
+                let number = self.rng.u32(0..1_000_000);
+                let each = format!("truth.put_account({base} + n, 'bulk {number}', true)");
+                (Kind::Small, format!("SELECT {each} FROM generate_series(1, {rows}) n;"))
+            }
+            1..6 => {
+                let (first, rows) = (100_000_000 * (1 + self.number) + self.copied, self.rng.u64(2..250));
+                self.copied += rows;
+                (Kind::Copy { first, rows }, format!("SELECT truth.copied({first}, {rows});{}", self.changes()))
+            }
+            6..9 => (Kind::Reshape, self.reshape()),
+            _ => (Kind::Small, self.changes()),
+        };
+        Script { kind, statements }
+    }
+
+    fn large(&mut self) -> Script {
+        let (base, number) = (1_000_000 * (1 + self.number), self.rng.u32(0..1_000_000));
+        Script { kind: Kind::Large, statements: format!("SELECT truth.put_accounts({base}, {LARGE}, 'large {number}');") }
+    }
+
+    /// Rows before, between and after: the same transaction has events of several schemas.
+    fn reshape(&mut self) -> String {
+        // The lock comes first, else two of these would wait for each other every time.
+        let mut script = String::from("LOCK TABLE shop.account IN ACCESS EXCLUSIVE MODE;");
+        for _ in 0..self.rng.u32(1..3) {
+            script.push_str(&self.changes());
+            let (kind, value) =
+                [("int", "'7'"), ("text", "'später'"), ("boolean", "'true'"), ("int", "NULL")][self.rng.usize(0..4)];
+            let name = ["extra", "Über 1", "surplus"][self.rng.usize(0..3)];
+            let reshape = format!("SELECT truth.reshape('{kind}', {value}, '{name}', {});", self.rng.bool());
+            let put = format!("SELECT truth.put_account({}, 'reshaped', true);", self.account());
+            if self.rng.u32(0..4) == 0 {
+                // One that never was, with a row of it.
+                script.push_str(&format!("SAVEPOINT reshape;{reshape}{put}ROLLBACK TO reshape;"));
+            }
+            script.push_str(&format!("{reshape}{put}"));
         }
+        script + &self.changes()
+    }
+
+    /// 1 to 200 changes, mostly few, with savepoints that are released, rolled back and nested.
+    fn changes(&mut self) -> String {
         let changes = match self.rng.u32(0..100) {
             0..3 => self.rng.u32(100..200),
             3..20 => self.rng.u32(10..50),
             _ => self.rng.u32(1..8),
         };
-        let mut script = String::from("BEGIN;");
+        let mut script = String::new();
         let mut depth = 0;
         for _ in 0..changes {
             match self.rng.u32(0..100) {
@@ -243,6 +337,23 @@ impl Writer {
         let length = self.rng.usize(min..=max);
         let text: String = (0..length).map(|_| LETTERS[self.rng.usize(0..LETTERS.len())]).collect();
         format!("'{text}'")
+    }
+}
+
+impl Script {
+    /// The events it stands for, once it has committed or was rolled back as wanted.
+    fn run(&self, client: &mut Client, keep: bool) -> Result<u64, postgres::Error> {
+        let Kind::Copy { first, rows } = self.kind else {
+            return commit(client, &format!("BEGIN;{}", self.statements), keep);
+        };
+        client.batch_execute("BEGIN")?;
+        let mut copy = client.copy_in("COPY shop.account (id, ver, owner, active) FROM STDIN")?;
+        let lines: String = (first..first + rows).map(|id| format!("{id}\t1\tcopy \\t 🚲 {id}\tf\n")).collect();
+        // It is the end that tells what happened to the rows.
+        let sent = copy.write_all(lines.as_bytes());
+        let done = copy.finish()?;
+        assert!(sent.is_ok() && done == rows, "{done} of {rows} rows copied: {sent:?}");
+        commit(client, &self.statements, keep)
     }
 }
 

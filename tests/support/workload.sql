@@ -73,6 +73,39 @@ BEGIN
         PERFORM truth.unbump('account', k::text), truth.unbump('account', k2::text);
     END IF;
 END $$;
+-- Many accounts in two statements: a function per row would take longer than a daemon lives here.
+CREATE FUNCTION truth.put_accounts(first bigint, n bigint, o text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO truth.version AS v SELECT 'account', k::text, 1 FROM generate_series(first, first + n - 1) k
+        ON CONFLICT (tbl, key) DO UPDATE SET ver = v.ver + 1;
+    WITH put AS (
+        INSERT INTO shop.account AS a (id, ver, owner, active)
+            SELECT k, v.ver, o, true FROM generate_series(first, first + n - 1) k
+            JOIN truth.version v ON (v.tbl, v.key) = ('account', k::text) ORDER BY k
+        ON CONFLICT (id) DO UPDATE SET ver = excluded.ver, owner = excluded.owner, active = excluded.active
+        RETURNING a.id, a.ver, row_to_json(a) AS r, a.xmax = 0 AS made)
+    INSERT INTO truth.change (tbl, op, key, ver, row)
+        SELECT 'account', CASE WHEN made THEN 'c' ELSE 'u' END, json_build_object('id', id), ver, r FROM put;
+END $$;
+-- The truth of rows that COPY has just put there, in its order. Their keys are new, so their version is 1.
+CREATE FUNCTION truth.copied(first bigint, n bigint) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO truth.version SELECT 'account', id::text, ver FROM shop.account WHERE id >= first AND id < first + n;
+    INSERT INTO truth.change (tbl, op, key, ver, row) SELECT 'account', 'c', json_build_object('id', id), ver, row_to_json(t)
+        FROM shop.account t WHERE id >= first AND id < first + n ORDER BY id $$;
+-- One column of the accounts comes, changes its name and goes. The caller holds the table's lock.
+CREATE FUNCTION truth.reshape(kind text, value text, new_name text, rename boolean) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE extra text;
+BEGIN
+    SELECT attname INTO extra FROM pg_attribute WHERE attrelid = 'shop.account'::regclass AND attnum > 0 AND NOT attisdropped
+        AND attname NOT IN ('id', 'ver', 'owner', 'active');
+    IF extra IS NULL THEN
+        EXECUTE format('ALTER TABLE shop.account ADD COLUMN %I %s DEFAULT %L', new_name, kind, value);
+    ELSIF rename AND extra <> new_name THEN
+        EXECUTE format('ALTER TABLE shop.account RENAME COLUMN %I TO %I', extra, new_name);
+    ELSE
+        EXECUTE format('ALTER TABLE shop.account DROP COLUMN %I', extra);
+    END IF;
+END $$;
 
 -- The key is in the order of the primary key, the row in the order of the table.
 CREATE FUNCTION truth.put_order(g text, c text, m numeric, n text) RETURNS void LANGUAGE plpgsql AS $$

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use headwater_connector::{Error, Result, Type};
 
 use crate::{
-    config::{Pattern, Server},
+    config::{Pattern, Server, Settings},
     connection::{Connection, Purpose, Rows, literal},
     decode::Codec,
     error::protocol,
@@ -31,8 +31,10 @@ pub struct TableFacts {
     pub estimated_rows: Option<u64>,
     /// Whether values are stored out of line now.
     pub has_large_values: bool,
-    /// In the order of the stream's cells: without dropped and generated ones.
+    /// In the order of the stream's cells: without dropped ones, and of the generated ones only those that are published.
     pub columns: Vec<ColumnFacts>,
+    /// Generated columns that the stream lacks.
+    pub unsent: Vec<UnsentFacts>,
     /// Unique indexes without expression and predicate.
     pub indexes: Vec<IndexFacts>,
 }
@@ -48,6 +50,17 @@ pub struct ColumnFacts {
     pub modifier: i32,
     /// Declared NOT NULL.
     pub not_null: bool,
+}
+
+/// A generated column that the stream lacks.
+#[derive(Clone, Debug)]
+pub struct UnsentFacts {
+    /// Name.
+    pub name: String,
+    /// Whether the server can publish it: stored ones since version 18.
+    pub publishable: bool,
+    /// Whether the server refuses updates and deletes of a published table whose replica identity has it: since version 18.
+    pub strict: bool,
 }
 
 /// See [`TableFacts`].
@@ -76,14 +89,21 @@ impl TableFacts {
         self.indexes.iter().find(|index| index.primary)
     }
 
+    /// The index that the log's old rows follow, if it is not the whole row.
+    pub fn identity_index(&self) -> Option<&IndexFacts> {
+        match self.identity {
+            'i' => self.indexes.iter().find(|index| index.identity),
+            'd' => self.primary_key(),
+            _ => None,
+        }
+    }
+
     /// The names of the columns that the log carries of an old row.
     pub fn identity_columns(&self) -> Vec<&str> {
         let of = |index: Option<&IndexFacts>| -> Vec<String> { index.map(|index| index.columns.clone()).unwrap_or_default() };
         let names = match self.identity {
             'f' => self.columns.iter().map(|column| column.name.clone()).collect(),
-            'i' => of(self.indexes.iter().find(|index| index.identity)),
-            'd' => of(self.primary_key()),
-            _ => Vec::new(),
+            _ => of(self.identity_index()),
         };
         self.columns.iter().map(|column| column.name.as_str()).filter(|name| names.iter().any(|found| found == name)).collect()
     }
@@ -92,6 +112,7 @@ impl TableFacts {
 /// A lazily opened session for look-ups, and the types that it found.
 pub struct Catalog {
     server: Server,
+    publication: String,
     connection: Option<Connection>,
     types: HashMap<(u32, i32), Resolved>,
 }
@@ -106,8 +127,13 @@ const TABLES: &str = "SELECT c.oid, n.nspname, c.relname, c.relreplident, c.relk
 
 impl Catalog {
     /// Connects at the first look-up.
-    pub fn new(server: Server) -> Self {
-        Self { server, connection: None, types: HashMap::new() }
+    pub fn new(settings: &Settings) -> Self {
+        Self::at(settings, settings.server.clone())
+    }
+
+    /// The same at another address of the server.
+    pub fn at(settings: &Settings, server: Server) -> Self {
+        Self { server, publication: settings.publication.clone(), connection: None, types: HashMap::new() }
     }
 
     /// Ends the session, so that none is idle for long; the next look-up opens another.
@@ -160,13 +186,7 @@ impl Catalog {
     /// Columns and indexes of all tables by one statement each: a database can have thousands.
     async fn details(&mut self, rows: &[Vec<Option<String>>]) -> Result<Vec<TableFacts>> {
         let oids = rows.iter().map(|row| cell(row, 0)).collect::<Vec<_>>().join(",");
-        let columns = self
-            .query(&format!(
-                "SELECT attrelid, attname, atttypid, atttypmod, attnotnull FROM pg_attribute \
-                 WHERE attrelid = ANY ('{{{oids}}}'::oid[]) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' \
-                 ORDER BY attrelid, attnum"
-            ))
-            .await?;
+        let columns = self.query(&columns_statement(&oids, &self.publication)).await?;
         let indexes = self
             .query(&format!(
                 "SELECT i.indrelid, c.relname, i.indisprimary, i.indisreplident, i.indimmediate, a.attname \
@@ -208,7 +228,10 @@ impl Catalog {
         let name = cell(row, 4).to_owned();
         let element: u32 = number(row, 5)?;
         let mut resolved = match cell(row, 0) {
-            "e" => Resolved { logical: Type::Enum { labels: self.labels(oid).await? }, codec: Codec::Text, name: String::new() },
+            "e" => {
+                let labels = self.labels(oid).await?;
+                Resolved { logical: Type::Enum { labels: Arc::clone(&labels) }, codec: Codec::Enum(labels), name: String::new() }
+            }
             "d" => Box::pin(self.resolve_nested(number(row, 1)?, number(row, 2)?, depth + 1)).await?,
             _ if element != 0 => {
                 let delimiter = cell(row, 6).bytes().next().unwrap_or(b',');
@@ -250,6 +273,27 @@ impl Catalog {
     }
 }
 
+/// The columns of tables, and whether the stream has them (T18). pgoutput sends what `attnames` lists, which knows the publication's
+/// column lists and, since version 18, its `publish_generated_columns`. A table that the publication lacks yet will be sent without a
+/// list. Version 15 lists generated ones too, and sends none; older servers send all but generated ones.
+fn columns_statement(oids: &str, publication: &str) -> String {
+    let name = literal(publication);
+    format!(
+        "WITH setting AS MATERIALIZED (SELECT coalesce((SELECT to_jsonb(p) ->> 'pubgencols' FROM pg_publication p WHERE pubname = {name}), \
+         CASE WHEN current_setting('server_version_num')::int >= 180000 THEN 's' ELSE 'n' END) = 's' AS stored, \
+         current_setting('server_version_num')::int >= 180000 AS able), \
+         listed AS MATERIALIZED (SELECT schemaname, tablename, to_jsonb(t) -> 'attnames' AS names FROM pg_publication_tables t \
+         WHERE pubname = {name}) \
+         SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, a.attnotnull, \
+         a.attgenerated <> '' AND NOT coalesce(s.able AND l.names ? a.attname::text, s.stored AND a.attgenerated = 's'), \
+         s.able AND a.attgenerated = 's', s.able \
+         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN setting s \
+         LEFT JOIN listed l ON l.schemaname = n.nspname AND l.tablename = c.relname \
+         WHERE a.attrelid = ANY ('{{{oids}}}'::oid[]) AND a.attnum > 0 AND NOT a.attisdropped \
+         AND (a.attgenerated <> '' OR coalesce(l.names ? a.attname::text, true)) ORDER BY a.attrelid, a.attnum"
+    )
+}
+
 /// Groups rows by their first cell.
 fn by_table(rows: &[Vec<Option<String>>]) -> HashMap<String, Rows> {
     let mut groups: HashMap<String, Rows> = HashMap::new();
@@ -264,6 +308,12 @@ fn table(row: &[Option<String>], columns: &[Vec<Option<String>>], indexes: &[Vec
         Ok(ColumnFacts { name: cell(row, 1).to_owned(), oid: number(row, 2)?, modifier: number(row, 3)?, not_null: flag(row, 4) })
     };
     let rows: i64 = number(row, 6)?;
+    let (unsent, columns): (Vec<_>, Vec<_>) = columns.iter().partition(|row| flag(row, 5));
+    let missing = |row: &&Vec<Option<String>>| UnsentFacts {
+        name: cell(row, 1).to_owned(),
+        publishable: flag(row, 6),
+        strict: flag(row, 7),
+    };
     Ok(TableFacts {
         oid: number(row, 0)?,
         schema: cell(row, 1).to_owned(),
@@ -273,7 +323,8 @@ fn table(row: &[Option<String>], columns: &[Vec<Option<String>>], indexes: &[Vec
         owned: flag(row, 5),
         estimated_rows: u64::try_from(rows).ok(),
         has_large_values: flag(row, 7),
-        columns: columns.iter().map(column).collect::<Result<_>>()?,
+        columns: columns.into_iter().map(column).collect::<Result<_>>()?,
+        unsent: unsent.iter().map(missing).collect(),
         indexes: group_indexes(indexes),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use headwater_connector::{Action, Error, Finding, Result};
+use headwater_connector::{Action, Column, Error, Finding, Result, Type};
 
 use crate::{
     catalog::{Catalog, TableFacts, cell, flag, number},
@@ -36,6 +36,8 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
         found.push(Finding::ok(format!("table {} is keyed by {key}", table.schema.table)));
     }
     large_values(settings, &tables, &mut found);
+    generated(&tables, &mut found);
+    key_forms(catalog, &tables, &mut found).await?;
     let facts: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     publication(catalog, settings, &facts, &mut found).await?;
     let slot = slot::find(catalog, settings).await?;
@@ -219,13 +221,63 @@ fn large_values(settings: &Settings, tables: &[Selected], found: &mut Vec<Findin
     ));
 }
 
+/// T19 and T20: keys that the database holds for equal and whose events have different keys. Events keep the text as it is stored.
+async fn key_forms(catalog: &mut Catalog, tables: &[Selected], found: &mut Vec<Finding>) -> Result<()> {
+    let oids: Vec<String> = tables.iter().map(|(facts, _)| facts.oid.to_string()).collect();
+    let rows = catalog
+        .query(&format!(
+            "SELECT a.attrelid, a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+             LEFT JOIN pg_type b ON b.oid = t.typbasetype LEFT JOIN pg_collation c ON c.oid = a.attcollation \
+             WHERE a.attrelid = ANY ('{{{}}}'::oid[]) AND a.attnum > 0 AND NOT a.attisdropped \
+             AND ('citext' IN (t.typname, b.typname) OR NOT c.collisdeterministic)",
+            oids.join(",")
+        ))
+        .await?;
+    for (facts, table) in tables {
+        let oid = facts.oid.to_string();
+        let many = |column: &&Column| {
+            matches!(column.r#type, Type::Decimal { precision_scale: None } | Type::Float32 | Type::Float64 | Type::Interval)
+                || rows.iter().any(|row| cell(row, 0) == oid && cell(row, 1) == column.name)
+        };
+        let keys = table.schema.key.iter().filter_map(|at| table.schema.columns.get(*at));
+        let names: Vec<&str> = keys.filter(many).map(|column| column.name.as_str()).collect();
+        if !names.is_empty() {
+            found.push(Finding::warning(
+                Error::new(&codes::KEY_FORMS, "values of a key column that the database holds for equal have different keys in events")
+                    .at("table", facts.full_name())
+                    .at("columns", names.join(", "))
+                    .hint("Run ALTER TABLE ... ALTER COLUMN ... TYPE with numeric(p, s) or a deterministic collation, or let readers compare such keys as the database does."),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// T18: what readers of the table see and readers of the topic do not.
+fn generated(tables: &[Selected], found: &mut Vec<Finding>) {
+    for (facts, _) in tables.iter().filter(|(facts, _)| !facts.unsent.is_empty()) {
+        let names: Vec<&str> = facts.unsent.iter().map(|column| column.name.as_str()).collect();
+        let hint = if facts.unsent.iter().any(|column| column.publishable) {
+            "Run ALTER PUBLICATION ... SET (publish_generated_columns = stored); for the connector's publication."
+        } else {
+            "Let readers compute them, or make them ordinary columns; this server does not publish them."
+        };
+        found.push(Finding::warning(
+            Error::new(&codes::GENERATED, "generated columns of the table are not in its events")
+                .at("table", facts.full_name())
+                .at("columns", names.join(", "))
+                .hint(hint),
+        ));
+    }
+}
+
 async fn publication(catalog: &mut Catalog, settings: &Settings, tables: &[TableFacts], found: &mut Vec<Finding>) -> Result<()> {
     let name = &settings.publication;
     let privilege =
         |what: &str, hint: String| Finding::error(Error::new(&codes::PRIVILEGE, what).at("publication", name).hint(hint));
     let not_owned: Vec<String> = tables.iter().filter(|table| !table.owned).map(TableFacts::full_name).collect();
     let Some(publication) = publication::find(catalog, settings).await? else {
-        let statement = publication::create_statement(settings, tables);
+        let statement = publication::create_statement(catalog, settings, tables).await?;
         let rows = catalog.query("SELECT has_database_privilege(current_database(), 'CREATE'), current_database()").await?;
         let row = rows.first().map(Vec::as_slice).unwrap_or_default();
         found.push(if !not_owned.is_empty() {
@@ -318,7 +370,7 @@ pub async fn actions(catalog: &mut Catalog, settings: &Settings, fresh: bool) ->
     }
     let tables: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     let (verb, detail) = match publication::find(catalog, settings).await? {
-        None if fresh => ("create", publication::create_statement(settings, &tables)),
+        None if fresh => ("create", publication::create_statement(catalog, settings, &tables).await?),
         None => return Err(publication::gone(settings, "the publication does not exist")),
         Some(found) => match found.missing(&tables) {
             missing if missing.is_empty() => ("keep", format!("{} tables", tables.len())),

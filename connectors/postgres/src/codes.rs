@@ -57,6 +57,8 @@ headwater_connector::codes! { "codes";
     UNCAPTURED = "HW2057", Environment, "a table matches the options and is not captured yet";
     NOTHING_TO_REBIND = "HW2060", Config, "there is no position to keep";
     CLOCK = "HW2061", Environment, "the server's clock differs from ours";
+    GENERATED = "HW2062", Environment, "generated columns are not in the stream";
+    KEY_FORMS = "HW2063", Environment, "equal keys can be written in more than one way";
     BACKFILL_TABLE = "HW2070", Config, "a table whose rows are to be read is gone";
     ROW_SECURITY = "HW2071", Environment, "a row security policy would hide rows";
     CONDITION_REFUSED = "HW2072", Config, "the server refuses the condition of a backfill";

@@ -42,7 +42,7 @@ impl PostgresConnector {
     }
 
     fn catalog(&self) -> Catalog {
-        Catalog::new(self.settings.server.clone())
+        Catalog::new(&self.settings)
     }
 
     async fn session(&self) -> Result<(Connection, Identity)> {
@@ -148,6 +148,7 @@ pub async fn select(catalog: &mut Catalog, settings: &Settings) -> Result<(Vec<S
     for table in facts {
         match relation::schema_now(catalog, settings, &table).await? {
             Ok(schema) => {
+                faults.extend(relation::refused_updates(&table));
                 if settings.large_values == LargeValues::Full && table.identity != 'f' {
                     faults.push(needs_full(&table));
                 }
@@ -226,7 +227,7 @@ impl SourceConnector for PostgresConnector {
     async fn create(&self, intent: &Intent, again: bool) -> Result<Start> {
         let mut session = slot::replication_session(&self.settings).await?;
         // The tables that are looked at and the slot that is made are on one server.
-        let mut catalog = Catalog::new(session.pin(&self.settings.server));
+        let mut catalog = Catalog::at(&self.settings, session.pin(&self.settings.server));
         let tables = self.selected(&mut catalog).await?;
         if intent.mode == IntentMode::Adopt && publication::find(&mut catalog, &self.settings).await?.is_none() {
             let drop = format!("SELECT pg_drop_replication_slot({})", literal(&self.settings.slot));
@@ -252,7 +253,7 @@ impl SourceConnector for PostgresConnector {
 
     async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {
         let (mut session, found) = self.session().await?;
-        let mut catalog = Catalog::new(session.pin(&self.settings.server));
+        let mut catalog = Catalog::at(&self.settings, session.pin(&self.settings.server));
         let survey = rebind::survey((&mut session, &mut catalog), &self.settings, found, identity, position).await;
         catalog.rest().await;
         session.close().await;
@@ -279,7 +280,7 @@ impl SourceConnector for PostgresConnector {
         slot::require_same(identity, &found)?;
         // The checkpoint's identity is of the session that published the position, so its timeline is the one that was left.
         let (left, now) = (slot::timeline(identity), slot::timeline(&found));
-        let mut catalog = Catalog::new(settings.server.clone());
+        let mut catalog = Catalog::new(settings);
         slot::require_history(&mut session, &mut catalog, settings, (left, now), place).await?;
         let moved = left != now;
         let role = Role::of(&mut catalog).await?;

@@ -3,6 +3,8 @@
 //! The session pins how the server writes (DateStyle ISO, IntervalStyle postgres, TimeZone UTC, bytea hex,
 //! extra_float_digits 1), so most types need no more than a copy. `TYPES.md` lists every type; a test holds it.
 
+use std::sync::Arc;
+
 use headwater_connector::{Batch, Value, json};
 
 use crate::array;
@@ -12,6 +14,8 @@ use crate::array;
 pub enum Codec {
     /// A copy; a string in JSON arrays
     Text,
+    /// A copy; one of these labels, else the labels are out of date
+    Enum(Arc<[String]>),
     /// A copy; a number in JSON arrays
     Integer,
     /// A copy; in JSON arrays a number, or a string if it is NaN or infinite
@@ -32,6 +36,17 @@ pub enum Codec {
     Array(Box<Self>, u8),
 }
 
+impl Codec {
+    /// Whether an enum's labels matter.
+    pub fn has_labels(&self) -> bool {
+        match self {
+            Self::Enum(_) => true,
+            Self::Array(element, _) => element.has_labels(),
+            _ => false,
+        }
+    }
+}
+
 /// A cell that does not have the form its type promises, or is not UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bad;
@@ -42,6 +57,7 @@ pub fn push(batch: &mut Batch, codec: &Codec, raw: &[u8]) -> Result<(), Bad> {
     let text = std::str::from_utf8(raw).map_err(|_| Bad)?;
     match codec {
         Codec::Text | Codec::Integer | Codec::Float => batch.push(Value::Text(text)),
+        Codec::Enum(labels) => batch.push(Value::Text(known(labels, text)?)),
         Codec::Bool => batch.push(Value::Bool(boolean(text)?)),
         Codec::Bytea => batch.push_bytes_with(|out| unhex(out, text))?,
         Codec::Json => {
@@ -76,6 +92,7 @@ pub fn push_element(out: &mut Vec<u8>, codec: &Codec, text: &str, scratch: &mut 
         Codec::Integer => out.extend_from_slice(text.as_bytes()),
         Codec::Float if !matches!(text, "NaN" | "Infinity" | "-Infinity") => out.extend_from_slice(text.as_bytes()),
         Codec::Text | Codec::Float => json::push_string(out, text),
+        Codec::Enum(labels) => json::push_string(out, known(labels, text)?),
         Codec::Bool => out.extend_from_slice(if boolean(text)? { b"true" } else { b"false" }),
         Codec::Bytea => {
             unhex(scratch, text)?;
@@ -102,6 +119,10 @@ pub fn push_element(out: &mut Vec<u8>, codec: &Codec, text: &str, scratch: &mut 
         Codec::Array(element, delimiter) => array::write(out, element, *delimiter, text)?,
     }
     Ok(())
+}
+
+fn known<'a>(labels: &[String], text: &'a str) -> Result<&'a str, Bad> {
+    labels.iter().any(|label| label == text).then_some(text).ok_or(Bad)
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, Bad> {

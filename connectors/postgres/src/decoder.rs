@@ -9,7 +9,7 @@ use crate::{
     error::protocol,
     pgoutput::{self, Begin, Cell, Message, Old, Tuple},
     position::{Lsn, Partial, Place},
-    relation::{Shape, Tables},
+    relation::{Shape, Stale, Tables},
     wire::{Cursor, Torn},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 pub const HEAD: usize = 25;
 
 /// What a message meant for the caller's loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Nothing to decide.
     Nothing,
@@ -27,6 +27,9 @@ pub enum Event {
     Boundary,
     /// A table is described; the caller looks up what is missing and puts it into `tables`.
     Relation,
+    /// A row has a label that its column is not known to have, and was not taken; the caller looks the labels up and applies the
+    /// message again.
+    Stale(Stale),
     /// Outside a transaction the server has read its log up to here.
     Idle(Lsn),
 }
@@ -242,9 +245,16 @@ impl Decoder {
         }
         self.announce(batch);
         let Some(shape) = &self.tables.get(at).shape else { return Ok(Event::Row) };
-        let pushed = push_change(batch, shape, op, ordinal, old, new);
-        pushed.map_err(|fault| fault.into_error(shape, self.open.as_ref().map(|open| id(&open.begin))))?;
-        Ok(Event::Row)
+        let mark = batch.mark();
+        match push_change(batch, shape, op, ordinal, old, new) {
+            Ok(()) => Ok(Event::Row),
+            Err(Fault::Label { column, label }) => {
+                batch.rewind(mark);
+                self.open.iter_mut().for_each(|open| open.ordinal = ordinal);
+                Ok(Event::Stale(Stale { table: relation, column, label }))
+            }
+            Err(fault) => Err(fault.into_error(shape, self.open.as_ref().map(|open| id(&open.begin)))),
+        }
     }
 
     fn truncate(&mut self, batch: &mut Batch, relations: &[u8]) -> Result<Event> {
@@ -284,6 +294,8 @@ enum Fault {
     Torn,
     /// The row has another number of cells than its table has columns.
     Width,
+    /// A cell is none of its column's labels.
+    Label { column: usize, label: Option<String> },
 }
 
 impl From<Torn> for Fault {
@@ -296,7 +308,7 @@ impl Fault {
     #[cold]
     fn into_error(self, shape: &Shape, transaction: Option<String>) -> Error {
         let error = match self {
-            Self::Torn => torn(),
+            Self::Torn | Self::Label { .. } => torn(),
             Self::Width => protocol("a row has another number of cells than its table has columns"),
         };
         error.at("table", &shape.schema.table).at("transaction", transaction.unwrap_or_default())
@@ -345,13 +357,23 @@ fn push_row(batch: &mut Batch, shape: &Shape, tuple: Tuple<'_>, key_only: bool, 
         match cell {
             _ if key_only && !shape.identity[at] => batch.push(Value::Unchanged),
             // Whether such a row stops the connector is the runtime's to decide.
-            Cell::Text(raw) => decode::push(batch, codec, raw).unwrap_or_else(|decode::Bad| batch.push(Value::Invalid(raw))),
+            Cell::Text(raw) => match decode::push(batch, codec, raw) {
+                Ok(()) => (),
+                Err(decode::Bad) if codec.has_labels() => return Err(unknown_label(codec, at, raw)),
+                Err(decode::Bad) => batch.push(Value::Invalid(raw)),
+            },
             Cell::Null => batch.push(Value::Null),
             Cell::Unchanged => batch.push(Value::Unchanged),
         }
     }
     cells.end()?;
     Ok(batch.end_row(start))
+}
+
+#[cold]
+fn unknown_label(codec: &decode::Codec, column: usize, raw: &[u8]) -> Fault {
+    let label = std::str::from_utf8(raw).ok().filter(|_| matches!(codec, decode::Codec::Enum(_))).map(str::to_owned);
+    Fault::Label { column, label }
 }
 
 fn nth_cell(mut tuple: Tuple<'_>, at: usize) -> Result<Cell<'_>, Torn> {

@@ -94,9 +94,9 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<P
     let tables =
         catalog
             .query(&format!(
-                "SELECT schemaname, tablename, to_jsonb(t) ->> 'rowfilter' IS NOT NULL OR jsonb_array_length(to_jsonb(t) -> 'attnames') < \
-                 (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = (quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass \
-                 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') \
+                "SELECT schemaname, tablename, to_jsonb(t) ->> 'rowfilter' IS NOT NULL OR EXISTS \
+                 (SELECT FROM pg_attribute a WHERE a.attrelid = (quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass \
+                 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND NOT to_jsonb(t) -> 'attnames' ? a.attname::text) \
                  FROM pg_publication_tables t WHERE pubname = {name}"
             ))
             .await?;
@@ -168,9 +168,12 @@ fn list<'a>(tables: impl IntoIterator<Item = &'a TableFacts>) -> String {
 }
 
 /// The statement that creates it.
-pub fn create_statement(settings: &Settings, tables: &[TableFacts]) -> String {
+pub async fn create_statement(catalog: &mut Catalog, settings: &Settings, tables: &[TableFacts]) -> Result<String> {
     let (name, tables) = (ident(&settings.publication), list(tables));
-    format!("CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)")
+    // A reader of the topic sees what a reader of the table sees, as far as the server can.
+    let version: u32 = catalog.setting("server_version_num").await?.parse().unwrap_or_default();
+    let generated = if version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
+    Ok(format!("CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true{generated})"))
 }
 
 /// The statement that adds tables.
@@ -189,8 +192,9 @@ pub async fn create(catalog: &mut Catalog, settings: &Settings, tables: &[TableF
     if find(catalog, settings).await?.is_some() {
         return extend(catalog, settings, tables, None).await.map(drop);
     }
-    let both = format!("{}; {}", create_statement(settings, tables), note_statement(settings, tables));
-    run(catalog, settings, &create_statement(settings, tables), &both).await
+    let statement = create_statement(catalog, settings, tables).await?;
+    let both = format!("{statement}; {}", note_statement(settings, tables));
+    run(catalog, settings, &statement, &both).await
 }
 
 /// Adds newly selected tables to one that must exist (P20: one that is created again cannot decode the past, and since version 18 the

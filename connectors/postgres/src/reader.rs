@@ -14,7 +14,7 @@ use crate::{
     config::Settings,
     connection::{ident, literal},
     decode::{self, Codec},
-    error::{ServerError, protocol},
+    error::{ServerError, lost, protocol},
     position::{Lsn, Place},
     relation,
     snapshot::{PrimarySnapshot, StandbySnapshot},
@@ -81,7 +81,7 @@ pub struct PostgresReader {
 impl PostgresReader {
     /// Connects at the first request.
     pub fn new(settings: Arc<Settings>) -> Self {
-        let catalog = Catalog::new(settings.server.clone());
+        let catalog = Catalog::new(&settings);
         Self { settings, catalog, widths: HashMap::new(), schemas: HashMap::new() }
     }
 
@@ -124,25 +124,19 @@ impl PostgresReader {
                 .at("table", table)
                 .hint("Take it out of `tables`, or create it again and restart the connector.")
         };
-        let mut facts = self.catalog.table_named(schema, name).await?.ok_or_else(gone)?;
-        // Before 15 a publication has neither filters nor column lists.
+        let facts = self.catalog.table_named(schema, name).await?.ok_or_else(gone)?;
+        // Before 15 a publication has no row filters.
         let select = if self.catalog.sql().await?.major_version()? < 15 { "SELECT WHERE false --" } else { "SELECT" };
         let published = self
             .catalog
             .query(&format!(
-                "{select} coalesce(pg_get_expr(r.prqual, r.prrelid), ''), a.attname FROM pg_publication p \
-                 JOIN pg_publication_rel r ON r.prpubid = p.oid \
-                 LEFT JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs) \
-                 WHERE p.pubname = {} AND r.prrelid = {}",
+                "{select} coalesce(pg_get_expr(r.prqual, r.prrelid), '') FROM pg_publication p \
+                 JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = {} AND r.prrelid = {}",
                 literal(&self.settings.publication),
                 facts.oid
             ))
             .await?;
         let filter = published.first().map(|row| cell(row, 0).to_owned()).filter(|filter| !filter.is_empty());
-        let names: Vec<&str> = published.iter().map(|row| cell(row, 1)).filter(|name| !name.is_empty()).collect();
-        if !names.is_empty() {
-            facts.columns.retain(|column| names.contains(&column.name.as_str()));
-        }
         self.catalog.forget_types();
         let mut codecs = Vec::with_capacity(facts.columns.len());
         for column in &facts.columns {
@@ -264,7 +258,13 @@ impl<'a> Rows<'a> {
                 continue;
             };
             let raw = cells.take(len).map_err(torn)?;
-            decode::push(self.batch, codec, raw).unwrap_or_else(|decode::Bad| self.batch.push(Value::Invalid(raw)));
+            if let Err(decode::Bad) = decode::push(self.batch, codec, raw) {
+                if codec.has_labels() {
+                    // Labels are written as they are now, not as the snapshot has them: one was renamed a moment ago.
+                    return Err(lost("a label of an enum changed while rows were read"));
+                }
+                self.batch.push(Value::Invalid(raw));
+            }
             if let Some(place) = self.key.iter().position(|key| *key == at) {
                 last[place] = String::from_utf8_lossy(raw).into_owned();
             }

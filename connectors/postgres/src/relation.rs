@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_connector::{Column, Error, Result, Schema};
+use headwater_connector::{Column, Error, Result, Schema, Type};
 
 use crate::{
     catalog::{Catalog, TableFacts},
@@ -61,6 +61,21 @@ impl Tables {
         self.find(id).is_some_and(|at| self.tables[at].raw == raw)
     }
 
+    /// Marks a cell that is not among the labels of its column as right: looked up again, they still lack it, since it was renamed or
+    /// its column is another one by now. A label joins the list at its end; an array is a copy until the table's next description.
+    pub fn settle(&mut self, stale: &Stale) {
+        let Some(shape) = self.find(stale.table).and_then(|at| self.tables[at].shape.as_mut()) else { return };
+        let mut schema = Schema::clone(&shape.schema);
+        match (&mut schema.columns[stale.column].r#type, &mut shape.codecs[stale.column], &stale.label) {
+            (Type::Enum { labels }, codec, Some(label)) => {
+                *labels = labels.iter().chain([label]).cloned().collect();
+                *codec = Codec::Enum(Arc::clone(labels));
+            }
+            (_, codec, _) => without_labels(codec),
+        }
+        shape.schema = Arc::new(schema);
+    }
+
     /// Adds a description or replaces an older one. A shape that says the same keeps its schema's `Arc`.
     pub fn put(&mut self, mut table: Table) {
         match self.find(table.id) {
@@ -74,6 +89,52 @@ impl Tables {
             }
             None => self.tables.push(table),
         }
+    }
+}
+
+/// A cell that is none of the labels that its column is known to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// The table.
+    pub table: u32,
+    /// Place of the column.
+    pub column: usize,
+    /// The label; none for an array, and for what is not UTF-8.
+    pub label: Option<String>,
+}
+
+/// The shape with the labels that its enums have now; everything else stays as it was described. Labels that were known before stay in
+/// the list: the stream may still carry one that was renamed since, and asking again for each of its rows would never end.
+pub async fn labels_again(catalog: &mut Catalog, relation: &pgoutput::Relation<'_>, before: &Shape) -> Result<Shape> {
+    let (mut schema, mut codecs) = (Schema::clone(&before.schema), before.codecs.clone());
+    for (at, column) in relation.columns.iter().enumerate().filter(|(at, _)| before.codecs[*at].has_labels()) {
+        let mut now = catalog.resolve(column.oid, column.modifier).await?;
+        // A type that was dropped since keeps the labels that it had.
+        if now.codec.has_labels() {
+            merge_labels(&mut now.logical, &before.schema.columns[at].r#type, &mut now.codec);
+            (schema.columns[at].r#type, codecs[at]) = (now.logical, now.codec);
+        }
+    }
+    Ok(Shape { schema: Arc::new(schema), codecs, identity: before.identity.clone() })
+}
+
+fn merge_labels(now: &mut Type, before: &Type, codec: &mut Codec) {
+    match (now, before, codec) {
+        (Type::Enum { labels }, Type::Enum { labels: before }, codec) => {
+            let gone: Vec<String> = before.iter().filter(|label| !labels.contains(label)).cloned().collect();
+            *labels = labels.iter().cloned().chain(gone).collect();
+            *codec = Codec::Enum(Arc::clone(labels));
+        }
+        (Type::Array(now), Type::Array(before), Codec::Array(element, _)) => merge_labels(now, before, element),
+        _ => (),
+    }
+}
+
+fn without_labels(codec: &mut Codec) {
+    match codec {
+        Codec::Enum(_) => *codec = Codec::Text,
+        Codec::Array(element, _) => without_labels(element),
+        _ => (),
     }
 }
 
@@ -122,6 +183,9 @@ fn key_in_stream(
     if let Some(key) = facts.and_then(TableFacts::primary_key).and_then(|index| all(&index.columns)) {
         return Ok(key);
     }
+    if let Some(fault) = facts.and_then(unsent_key) {
+        return Err(fault);
+    }
     if relation.identity == b'f' {
         return Ok(Vec::new());
     }
@@ -167,6 +231,11 @@ fn key_now(settings: &Settings, facts: &TableFacts) -> Result<Vec<usize>> {
     let name = quoted(&table);
     let identity = facts.identity_columns();
     let fault = |what: String, hint: String| Err(Error::new(&codes::NO_USABLE_KEY, what).at("table", &table).hint(hint));
+    if key_option(settings, &table).is_none()
+        && let Some(fault) = unsent_key(facts)
+    {
+        return Err(fault);
+    }
     if identity.is_empty() {
         let hint = match (facts.primary_key(), facts.identity) {
             (Some(_), _) => format!("Run ALTER TABLE {name} REPLICA IDENTITY DEFAULT;"),
@@ -201,6 +270,43 @@ fn key_now(settings: &Settings, facts: &TableFacts) -> Result<Vec<usize>> {
     }
 }
 
+/// T18: why the key that the catalogue names cannot be made of the stream's cells, if it has a generated column that is not sent. The
+/// rest of the key alone would give different rows the same one.
+fn unsent_key(facts: &TableFacts) -> Option<Error> {
+    let index = facts.primary_key().filter(|_| facts.identity == 'f').or_else(|| facts.identity_index())?;
+    let column = facts.unsent.iter().find(|column| index.columns.contains(&column.name))?;
+    let name = quoted(&facts.full_name());
+    let hint = if column.publishable {
+        "Run ALTER PUBLICATION ... SET (publish_generated_columns = stored); for the connector's publication.".to_owned()
+    } else {
+        format!(
+            "Run CREATE UNIQUE INDEX over columns that are not generated, and ALTER TABLE {name} REPLICA IDENTITY USING INDEX with its name."
+        )
+    };
+    let what = format!("key column {:?} is generated, and the stream does not have it", column.name);
+    Some(Error::new(&codes::NO_USABLE_KEY, what).at("table", facts.full_name()).hint(hint))
+}
+
+/// T18: since version 18 the server refuses the application's updates and deletes of a published table whose replica identity is the
+/// whole row, if one of its columns is generated and not published.
+pub fn refused_updates(facts: &TableFacts) -> Option<Error> {
+    let columns: Vec<&str> = facts.unsent.iter().filter(|column| column.strict).map(|column| column.name.as_str()).collect();
+    if facts.identity != 'f' || columns.is_empty() {
+        return None;
+    }
+    let name = quoted(&facts.full_name());
+    let hint = if facts.unsent.iter().all(|column| column.publishable) {
+        "Run ALTER PUBLICATION ... SET (publish_generated_columns = stored); for the connector's publication.".to_owned()
+    } else {
+        format!(
+            "Run ALTER TABLE {name} REPLICA IDENTITY DEFAULT; or USING INDEX with a unique index of columns that are not generated."
+        )
+    };
+    let what =
+        "the server would refuse updates and deletes of a published table with a full identity and unpublished generated columns";
+    Some(Error::new(&codes::GENERATED, what).at("table", facts.full_name()).at("columns", columns.join(", ")).hint(hint))
+}
+
 fn usable_index(facts: &TableFacts) -> Option<&str> {
     let not_null = |name: &String| facts.columns.iter().any(|column| column.name == *name && column.not_null);
     facts.indexes.iter().find(|index| index.immediate && index.columns.iter().all(not_null)).map(|index| index.name.as_str())
@@ -212,8 +318,14 @@ fn configured_key(facts: &TableFacts, name: &str, names: &[String], identity: &[
     let mut key = Vec::new();
     for column in names {
         let Some(at) = facts.columns.iter().position(|found| found.name == *column) else {
+            if facts.unsent.iter().any(|unsent| unsent.name == *column) {
+                return fault(
+                    format!("the configured key names column {column:?}, which is generated and not in the stream"),
+                    "Correct `key:` of the table, or publish the column as `headwater explain HW2062` shows.".into(),
+                );
+            }
             return fault(
-                format!("the configured key names column {column:?}, which does not exist"),
+                format!("the configured key names column {column:?}, which does not exist or is not published"),
                 "Correct `key:` of the table.".into(),
             );
         };

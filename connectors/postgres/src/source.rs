@@ -20,7 +20,7 @@ use crate::{
     monitor::{Quiet, StreamMonitor},
     pgoutput::{self, Message},
     position::{Lsn, Place},
-    relation::{self, Table},
+    relation::{self, Stale, Table},
     stream::{Chunk, Stream},
     watch::Watch,
 };
@@ -62,7 +62,7 @@ impl PostgresSource {
         let monitor =
             StreamMonitor::new(settings.server.clone(), &settings.slot, Arc::clone(&stream.shared), watching, watch.drift());
         Self {
-            catalog: Catalog::new(settings.server.clone()),
+            catalog: Catalog::new(&settings),
             decoder: Decoder::new(place, settings.on_truncate),
             settings,
             identity,
@@ -83,8 +83,12 @@ impl PostgresSource {
         let mut gathering: Option<Deadline> = None;
         loop {
             while let Some(frame) = self.chunk.as_mut().and_then(Chunk::next_frame) {
-                match self.decoder.apply(&frame, batch)? {
-                    Event::Nothing => {}
+                let mut event = self.decoder.apply(&frame, batch)?;
+                if let Event::Stale(stale) = event {
+                    event = self.relearn(&stale, &frame, batch).await?;
+                }
+                match event {
+                    Event::Nothing | Event::Stale(_) => {}
                     Event::Row => {
                         if self.decoder.has_outgrown(batch, limits.max_bytes, limits.max_changes) {
                             return Ok(());
@@ -157,6 +161,26 @@ impl PostgresSource {
         };
         self.decoder.tables.put(Table { id: relation.id, raw: raw.to_vec(), shape });
         Ok(())
+    }
+
+    /// T13: an enum got or renamed a label, which the stream does not tell. Takes the row under a schema that has it. Each label costs at
+    /// most one look-up until the table is described again.
+    async fn relearn(&mut self, stale: &Stale, frame: &[u8], batch: &mut Batch) -> Result<Event> {
+        if let Some(at) = self.decoder.tables.find(stale.table) {
+            let table = self.decoder.tables.get(at);
+            if let (Some(before), Ok(Message::Relation(relation))) = (&table.shape, pgoutput::parse(&table.raw)) {
+                self.catalog.forget_types();
+                let shape = relation::labels_again(&mut self.catalog, &relation, before).await?;
+                let table = Table { id: table.id, raw: table.raw.clone(), shape: Some(shape) };
+                self.decoder.tables.put(table);
+            }
+        }
+        loop {
+            match self.decoder.apply(frame, batch)? {
+                Event::Stale(stale) => self.decoder.tables.settle(&stale),
+                event => return Ok(event),
+            }
+        }
     }
 
     /// Whether a batch without changes should carry a position (reliability 1.6: idle time and irrelevant traffic advance too).

@@ -38,7 +38,7 @@ impl Watch {
         let shown = Arc::clone(&drift);
         let task = tokio::spawn(async move {
             let mut drift = Drift::default();
-            let mut catalog = Catalog::new(settings.server.clone());
+            let mut catalog = Catalog::new(&settings);
             let mut ticks = interval(EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let error = loop {

@@ -128,3 +128,25 @@ async fn a_slot_in_the_wrong_hands_is_told() {
     holds(&all(&*other, Level::Ok).await, &["read by a running headwater"]);
     source.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_can_be_written_in_more_than_one_way_are_told() {
+    // A build with ICU, which others need not have.
+    let server = Postgres::start_version(15, &[]);
+    let database = server.database();
+    server.sql(
+        &database,
+        "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE DOMAIN amount AS numeric; CREATE DOMAIN label AS text COLLATE blind;
+         CREATE TABLE folded (id int, name text COLLATE blind, PRIMARY KEY (id, name)); CREATE TABLE labels (id label PRIMARY KEY);
+         CREATE TABLE amounts (id amount PRIMARY KEY); CREATE TABLE spans (id interval PRIMARY KEY); CREATE TABLE floats (id float8 PRIMARY KEY);
+         CREATE TABLE plain (id numeric(10, 2) PRIMARY KEY, name text COLLATE blind, n numeric); CREATE TABLE texts (id text PRIMARY KEY)",
+    );
+    let connector = connector(&server.url(&database), json!({}));
+    let warnings = all(&*connector, Level::Warning).await;
+    for (table, column) in [("folded", "name"), ("labels", "id"), ("amounts", "id"), ("spans", "id"), ("floats", "id")] {
+        holds(&warnings, &["HW2063", &format!("public.{table}"), &format!("columns {column}")]);
+    }
+    lacks(&warnings, "public.plain");
+    lacks(&warnings, "public.texts");
+}

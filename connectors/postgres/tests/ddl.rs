@@ -111,26 +111,6 @@ async fn labels_that_are_added_to_an_enum_flow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn generated_columns_are_the_same_in_the_catalogue_and_in_the_stream() {
-    let database = shared().database();
-    shared().sql(
-        &database,
-        "CREATE TABLE mark (id serial PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED)",
-    );
-    let connector = connector(&shared().url(&database), json!({ "tables": ["public.t", "public.mark"] }));
-    let start = begin(&*connector).await;
-    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
-    shared().sql(&database, "INSERT INTO t VALUES (1); INSERT INTO mark VALUES (DEFAULT)");
-    let told = told(&mut *source).await;
-    let tables = connector.tables().await.unwrap();
-    let table = tables.iter().find(|table| table.schema.table == "public.t").unwrap();
-    let columns: Vec<&str> = table.schema.columns.iter().map(|column| column.name.as_str()).collect();
-    let streamed: Vec<&str> = told[0].trim_start_matches("t: ").split(", ").filter_map(|cell| cell.split(' ').next()).collect();
-    assert_eq!(streamed, columns);
-    source.close().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_made_again_is_named_until_somebody_captures_it() {
     let database = shared().database();
     shared().sql(&database, T);

@@ -406,3 +406,31 @@ async fn a_type_change_that_rewrites_the_table_is_no_change_of_its_rows() {
     assert_eq!(told, ["Update t 1,- > 101,n1"]);
     assert_ne!(running.sql(file), before, "the table was rewritten");
 }
+
+/// Equal to the database, not as text: the old text must go when the new one comes, or a topic would keep both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_written_in_another_way_leaves_no_second_row() {
+    let mut running = Running::over(
+        &format!("{MARK} CREATE TABLE t (id numeric PRIMARY KEY, n int); CREATE TABLE f (id float8 PRIMARY KEY)"),
+        json!({}),
+    )
+    .await;
+    let told = running
+        .told(
+            "INSERT INTO t VALUES (1.0, 1); UPDATE t SET id = 1.00; UPDATE t SET n = 2 WHERE id = 1; DELETE FROM t WHERE id = 1.000;
+             INSERT INTO f VALUES (0); UPDATE f SET id = '-0'; DELETE FROM f",
+        )
+        .await;
+    assert_eq!(
+        told,
+        [
+            "Insert t > 1.0,1",
+            "Update t 1.0,- > 1.00,1",
+            "Update t > 1.00,2",
+            "Delete t 1.00,-",
+            "Insert f > 0",
+            "Update f 0 > -0",
+            "Delete f -0",
+        ]
+    );
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use headwater_connector::{Batch, ConnectorKind, Limits, SourceContext, Type, Value, json};
 use serde_json::json;
-use support::{begin, connector, next, shared};
+use support::{Postgres, begin, connector, next, shared};
 
 struct Line {
     sql_type: String,
@@ -153,23 +153,87 @@ async fn types_of_extensions_are_exact_text_with_their_name() {
     source.close().await.unwrap();
 }
 
+/// What the schema of the first column's type says of labels.
+fn labels(r#type: &Type) -> Vec<&str> {
+    match r#type {
+        Type::Enum { labels } => labels.iter().map(String::as_str).collect(),
+        Type::Array(element) => labels(element),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn labels_added_and_renamed_in_mid_stream_flow() {
+async fn labels_added_and_renamed_in_mid_stream_flow_under_a_schema_that_has_them() {
+    for (column, wrap) in [("public.mood", ["", ""]), ("public.mood[]", ["[\"", "\"]"]), ("public.humour", ["", ""])] {
+        let (server, database) = (shared(), shared().database());
+        server.sql(
+            &database,
+            &format!(
+                "CREATE TYPE public.mood AS ENUM ('sad'); CREATE DOMAIN public.humour AS public.mood;
+                 CREATE TABLE public.t (id int PRIMARY KEY, m {column})"
+            ),
+        );
+        let connector = connector(&server.url(&database), json!({}));
+        let start = begin(connector.as_ref()).await;
+        let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+        for (id, change, label, known) in [
+            (1, "SELECT 1", "sad", &["sad"][..]),
+            (2, "ALTER TYPE public.mood ADD VALUE 'happy' BEFORE 'sad'", "happy", &["happy", "sad"]),
+            (3, "ALTER TYPE public.mood RENAME VALUE 'sad' TO 'blue'", "blue", &["happy", "blue", "sad"]),
+            (4, "SELECT 1", "happy", &["happy", "blue", "sad"]),
+        ] {
+            server.sql(&database, change);
+            let value = if wrap[0].is_empty() { label.to_owned() } else { format!("{{{label}}}") };
+            server.sql(&database, &format!("INSERT INTO public.t VALUES ({id}, '{value}')"));
+            let batch = next(source.as_mut()).await.unwrap();
+            assert_eq!(batch.changes().len(), 1, "taken once");
+            let change = &batch.changes()[0];
+            let told = match batch.value(change.after.unwrap(), 1) {
+                Value::Text(text) | Value::Json(text) => text.to_owned(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(told, format!("{}{label}{}", wrap[0], wrap[1]));
+            assert_eq!(labels(&batch.schemas()[change.schema as usize].columns[1].r#type), known, "{column} {id}");
+        }
+        source.close().await.unwrap();
+    }
+}
+
+/// The catalogue only knows labels as they are now; a backlog carries them as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_of_a_backlog_that_were_renamed_since_flow_each_row_once() {
     let (server, database) = (shared(), shared().database());
-    server.sql(&database, "CREATE TYPE public.mood AS ENUM ('sad'); CREATE TABLE public.t (id int PRIMARY KEY, m public.mood)");
+    server.sql(
+        &database,
+        "CREATE TYPE public.mood AS ENUM ('a', 'b', 'c'); CREATE TABLE public.t (id int PRIMARY KEY, m public.mood, n public.mood[])",
+    );
     let connector = connector(&server.url(&database), json!({}));
     let start = begin(connector.as_ref()).await;
+    server.sql(
+        &database,
+        "INSERT INTO public.t SELECT g, (ARRAY['a', 'b', 'c'])[1 + g % 3]::public.mood, ARRAY['a', 'b']::public.mood[] FROM generate_series(1, 90) g;
+         ALTER TYPE public.mood RENAME VALUE 'a' TO 'x'; ALTER TYPE public.mood RENAME VALUE 'b' TO 'y'; INSERT INTO public.t VALUES (91, 'x', '{y}')",
+    );
     let mut source = connector.open(&start.identity, &start.position).await.unwrap();
-    for (id, change, label) in [
-        (1, "SELECT 1", "sad"),
-        (2, "ALTER TYPE public.mood ADD VALUE 'happy'", "happy"),
-        (3, "ALTER TYPE public.mood RENAME VALUE 'sad' TO 'blue'", "blue"),
-    ] {
-        server.sql(&database, change);
-        server.sql(&database, &format!("INSERT INTO public.t VALUES ({id}, '{label}')"));
+    let (mut told, mut last) = (Vec::new(), Vec::new());
+    while told.len() < 91 {
         let batch = next(source.as_mut()).await.unwrap();
-        assert_eq!(batch.value(batch.changes()[0].after.unwrap(), 1), Value::Text(label));
+        for change in batch.changes() {
+            let row = change.after.unwrap();
+            let cells = [0, 1, 2].map(|at| match batch.value(row, at) {
+                Value::Text(text) | Value::Json(text) => text.to_owned(),
+                other => panic!("{other:?}"),
+            });
+            let columns = &batch.schemas()[change.schema as usize].columns;
+            last = labels(&columns[1].r#type).iter().map(|label| (*label).to_owned()).collect();
+            assert!(last.contains(&cells[1]), "{cells:?} under {last:?}");
+            told.push(cells.join(" "));
+        }
     }
+    let mut wanted: Vec<String> = (1..91).map(|id| format!("{id} {} [\"a\",\"b\"]", ["a", "b", "c"][id % 3])).collect();
+    wanted.push("91 x [\"y\"]".into());
+    assert_eq!(told, wanted);
+    assert_eq!(last, ["x", "y", "c", "b", "a"]);
     source.close().await.unwrap();
 }
 
@@ -193,5 +257,42 @@ async fn the_longest_number_and_the_oddest_names_are_exact() {
     assert_eq!(names, ["id", long.as_str(), "😀 a.b", "order"]);
     assert!(batch.value(row, 1) == Value::Text(&number), "the number differs");
     assert_eq!(batch.value(row, 2), Value::Text("x"));
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_1600_columns_has_every_cell_in_its_place() {
+    let (server, database) = (shared(), shared().database());
+    let columns: Vec<String> = (1..1600).map(|at| format!("c{at} smallint")).collect();
+    server.sql(&database, &format!("CREATE TABLE public.t (id int PRIMARY KEY, {})", columns.join(", ")));
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    let cells: Vec<String> = (1..1600).map(|at| if at % 7 == 0 { "NULL".into() } else { at.to_string() }).collect();
+    server.sql(&database, &format!("INSERT INTO public.t VALUES (0, {})", cells.join(", ")));
+    let batch = next(source.as_mut()).await.unwrap();
+    let (schema, row) = (&batch.schemas()[0], batch.changes()[0].after.unwrap());
+    assert_eq!(schema.columns.len(), 1600);
+    for (at, value) in batch.values(row).enumerate().skip(1) {
+        assert_eq!(schema.columns[at].name, format!("c{at}"));
+        let text = at.to_string();
+        assert_eq!(value, if at % 7 == 0 { Value::Null } else { Value::Text(&text) });
+    }
+    source.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn intervals_without_end_are_the_words_of_the_server() {
+    let server = Postgres::start_version(17, &[]);
+    let database = server.database();
+    server.sql(&database, "CREATE TABLE public.t (id int PRIMARY KEY, v interval, a interval[])");
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    server.sql(&database, "INSERT INTO public.t VALUES (1, 'infinity', '{-infinity,1 day}')");
+    let batch = next(source.as_mut()).await.unwrap();
+    let row = batch.changes()[0].after.unwrap();
+    assert_eq!(batch.value(row, 1), Value::Text("infinity"));
+    assert_eq!(batch.value(row, 2), Value::Json(r#"["-infinity","1 day"]"#));
     source.close().await.unwrap();
 }

@@ -2,16 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use headwater_connector::{Batch, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Result, SourceConnector, TableReader};
+use headwater_connector::{
+    Batch, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Result, Schema, SourceConnector, TableReader, codes,
+};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::run::Ticket;
+use super::{
+    super::start::gather,
+    reconcile::{Found, Search},
+    run::Ticket,
+};
 
 /// Memory that an idle batch keeps.
 const KEEP_BYTES: usize = 4 << 20;
 
 /// What a reader is asked to do.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Job {
     /// Name what must be visible before the first chunk; the number tells a later question from an earlier one.
     Gate(u64),
@@ -19,6 +25,8 @@ pub enum Job {
     Split(String, usize),
     /// Read rows.
     Chunk(ChunkRequest, Ticket),
+    /// Look for keys in a table's topic that the table may not have.
+    Search(String, Search),
 }
 
 impl Job {
@@ -28,6 +36,7 @@ impl Job {
             Self::Gate(_) => "",
             Self::Split(table, _) => table,
             Self::Chunk(request, _) => &request.table,
+            Self::Search(table, _) => table,
         }
     }
 }
@@ -46,6 +55,8 @@ pub enum Outcome {
     Gate(Result<Gate>),
     /// Of [`Job::Split`]
     Split(Result<Vec<Cursor>>),
+    /// Of [`Job::Search`]: what was found, and what the table's key is made of.
+    Search(Result<(Found, Option<Arc<Schema>>)>),
     /// Of [`Job::Chunk`]
     Chunk {
         /// What was read,
@@ -105,6 +116,10 @@ impl Desk {
         let mut batch = self.batches.pop().unwrap_or_default();
         batch.clear(KEEP_BYTES);
         self.tasks.spawn(async move {
+            if let Job::Search(table, search) = &job {
+                let outcome = Outcome::Search(look(&*connector, table, search).await);
+                return (Answer { job, outcome }, reader);
+            }
             let mut reader = match reader {
                 Some(reader) => reader,
                 None => match connector.reader().await {
@@ -154,6 +169,7 @@ impl Outcome {
         match self {
             Self::Gate(result) => result.is_ok(),
             Self::Split(result) => result.is_ok(),
+            Self::Search(_) => true,
             Self::Chunk { read, .. } => read.is_ok(),
         }
     }
@@ -168,13 +184,24 @@ async fn work(reader: &mut dyn TableReader, job: &Job, mut batch: Batch) -> Outc
             let read = reader.read(request, &mut batch).await;
             Outcome::Chunk { read, batch, took: began.elapsed() }
         }
+        Job::Search(..) => Outcome::Search(Err(Error::new(&codes::INVARIANT, "a reader was asked to search a topic"))),
     }
+}
+
+async fn look(connector: &dyn SourceConnector, table: &str, search: &Search) -> Result<(Found, Option<Arc<Schema>>)> {
+    let found = search.run().await?;
+    if found.keys.is_empty() {
+        return Ok((found, None));
+    }
+    let tables = connector.tables().await.map_err(gather)?;
+    Ok((found, tables.into_iter().find(|known| known.schema.table == table).map(|known| known.schema)))
 }
 
 fn failed(job: &Job, error: Error) -> Outcome {
     match job {
         Job::Gate(_) => Outcome::Gate(Err(error)),
         Job::Split(..) => Outcome::Split(Err(error)),
+        Job::Search(..) => Outcome::Search(Err(error)),
         Job::Chunk(..) => Outcome::Chunk { read: Err(error), batch: Batch::default(), took: Duration::ZERO },
     }
 }

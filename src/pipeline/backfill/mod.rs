@@ -8,11 +8,12 @@ pub mod desk;
 pub mod journal;
 pub mod order;
 pub mod pace;
+pub mod reconcile;
 pub mod run;
 pub mod view;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,8 +22,7 @@ use std::{
 };
 
 use headwater_connector::{
-    BackfillMode, BackfillOptions, Batch, Change, ChunkRead, Error, Gate, Limits, Result, Snapshot, Source, SourceConnector,
-    fault,
+    BackfillMode, BackfillOptions, Batch, Change, ChunkRead, Error, Gate, Limits, Op, Result, Schema, Snapshot, Source, fault,
 };
 use tokio::{task::JoinSet, time::Instant};
 
@@ -30,21 +30,23 @@ use self::{
     desk::{Answer, Desk, Job, Outcome, ReadyChunk},
     journal::{Journal, Superseded},
     pace::Pace,
+    reconcile::{Found, Search},
     run::Run,
     view::BackfillView,
 };
 use super::{
     handle::{ErrorView, Status},
-    now_text,
+    ingest::Ingest,
+    now_text, now_us,
     start::Progress,
 };
 use crate::{
     log::{
-        Transaction,
+        SharedLog, Transaction,
         checkpoint::{BackfillState, KeyRange, TableBackfill},
     },
     mapping::{
-        Encoder, Routes,
+        Encoder, Place, Routes,
         encode::{Encoded, Keys, Side},
     },
 };
@@ -62,13 +64,25 @@ const AGAIN: Duration = Duration::from_millis(250);
 
 /// Puts the tables that are captured now into the list: new ones are to be read if the options say so; what is not captured any more
 /// is forgotten, so that it begins anew if it ever comes back.
-pub fn enlist(backfills: &mut BTreeMap<String, TableBackfill>, mode: BackfillMode, routes: &Routes, is_first_start: bool) {
+///
+/// Of the topics that `existed` before, keys that the table does not have are buried in the end. `place` is that of the next log transaction.
+pub fn enlist(
+    backfills: &mut BTreeMap<String, TableBackfill>,
+    mode: BackfillMode,
+    routes: &Routes,
+    existed: &HashSet<String>,
+    (is_first_start, place): (bool, Place),
+) {
     // A checkpoint of a version that did not read rows knows no table; its tables stay as they are.
     let is_old = !is_first_start && backfills.is_empty();
     backfills.retain(|table, _| routes.get(table).is_some());
     for route in routes.iter() {
         backfills.entry(route.table.clone()).or_insert_with(|| match mode {
-            BackfillMode::Initial if !is_old => TableBackfill { estimated: route.estimated_rows, ..fresh() },
+            BackfillMode::Initial if !is_old => TableBackfill {
+                estimated: route.estimated_rows,
+                reconcile: existed.contains(&route.topic).then_some((place.era, place.seq)),
+                ..fresh()
+            },
             _ => TableBackfill::default(),
         });
     }
@@ -124,6 +138,11 @@ pub struct Backfill {
     /// How often the gate was needed anew.
     questions: u64,
     status: Arc<Status>,
+    log: SharedLog,
+    /// Tables of which nothing is left to be done.
+    finished: Vec<String>,
+    /// Tables that were truncated by what was encoded last.
+    truncated: BTreeSet<String>,
     /// Bytes that the stream is behind, as the guard saw it last.
     lag: Arc<AtomicU64>,
     guard: JoinSet<()>,
@@ -134,7 +153,8 @@ pub struct Backfill {
 
 impl Backfill {
     /// For a connector that has just opened its source: the journal begins now, so the gate is asked for anew.
-    pub fn new(connector: Arc<dyn SourceConnector>, progress: &Progress, encoder: &Encoder, status: Arc<Status>) -> Self {
+    pub fn new(ingest: &Ingest, progress: &Progress, encoder: &Encoder) -> Self {
+        let connector = Arc::clone(&ingest.connector);
         let options = connector.backfill();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let readers = options.readers.unwrap_or(cores.min(4));
@@ -152,7 +172,10 @@ impl Backfill {
             shown: (false, None, 0),
             tickets: 0,
             questions: 0,
-            status,
+            status: Arc::clone(&ingest.status),
+            log: Arc::clone(&ingest.log),
+            finished: Vec::new(),
+            truncated: BTreeSet::new(),
             lag: Arc::new(AtomicU64::new(UNKNOWN)),
             guard: JoinSet::new(),
             began: Instant::now(),
@@ -180,9 +203,27 @@ impl Backfill {
             let errors = &mut self.errors;
             self.runs.entry(table.clone()).or_insert_with(|| {
                 errors.remove(table);
-                Run::new(topic, known)
+                let mut run = Run::new(topic, known);
+                if known.ranges.is_empty() && known.reconcile.is_some() {
+                    run.begin_burial();
+                }
+                run
             });
         }
+    }
+
+    /// What was just encoded emptied tables: their topics still hold the keys, so the tables are read again and the keys buried.
+    /// True if `backfills` changed. `place` is that of the log transaction.
+    pub fn follow_truncates(&mut self, backfills: &mut BTreeMap<String, TableBackfill>, place: Place) -> bool {
+        let truncated = std::mem::take(&mut self.truncated);
+        for table in &truncated {
+            // What the same log transaction holds from before the truncate is old as well; what is there is looked up.
+            let reconcile = Some((place.era, place.seq + 1));
+            backfills.insert(table.clone(), TableBackfill { reconcile, ..fresh() });
+            self.runs.remove(table);
+            self.ready.retain(|chunk| chunk.table != *table);
+        }
+        !truncated.is_empty()
     }
 
     /// Whether something is being read or to be read.
@@ -202,7 +243,7 @@ impl Backfill {
     }
 
     /// Takes what readers have finished and gives them more to do. Never waits.
-    pub fn turn(&mut self, backfills: &BTreeMap<String, TableBackfill>) {
+    pub fn turn(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
         if !self.is_active() {
             if self.desk.is_open() {
                 self.desk.rest();
@@ -219,12 +260,32 @@ impl Backfill {
         match self.door {
             Door::Closed if self.desk.start(Job::Gate(self.questions)) => self.door = Door::Asked,
             Door::Closed | Door::Asked => {}
-            Door::Known(_) | Door::Open => self.dispatch(),
+            Door::Known(_) | Door::Open => {
+                self.search(backfills, encoder);
+                self.dispatch();
+            }
         }
         let standing = (self.pace.is_held(), self.waiting.clone(), self.errors.len());
         if standing != self.shown {
             self.shown = standing;
             self.status.backfill_waits(&self.views(backfills));
+        }
+    }
+
+    /// Looks for keys in topics whose tables are read.
+    fn search(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
+        for (table, run) in &mut self.runs {
+            if run.is_buried() && !self.finished.contains(table) {
+                self.finished.push(table.clone());
+            }
+            let since = backfills.get(table).and_then(|known| known.reconcile);
+            let (Some(place), Some(since)) = (run.next_search(), since) else { continue };
+            let Some((topic, partitions)) = encoder.topic_named(table) else { continue };
+            let search = Search { log: Arc::clone(&self.log), topic, partitions, since, place };
+            let job = Job::Search(table.clone(), search);
+            if self.desk.start(job.clone()) {
+                run.begin(&job, None);
+            }
         }
     }
 
@@ -304,6 +365,7 @@ impl Backfill {
                     run.split(bounds.unwrap_or_default());
                 }
             }
+            Outcome::Search(found) => self.found(&table, found),
             Outcome::Chunk { read, batch, took } => {
                 let Job::Chunk(request, ticket) = job else { return };
                 let Some(run) = self.runs.get_mut(&table) else { return };
@@ -336,6 +398,33 @@ impl Backfill {
         }
     }
 
+    /// The topic was searched: what was found is looked up in the table.
+    fn found(&mut self, table: &str, found: Result<(Found, Option<Arc<Schema>>)>) {
+        let Some(run) = self.runs.get_mut(table) else { return };
+        let (found, schema) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(table, %error, "the topic could not be searched for keys that the table lacks; trying again");
+                run.found(None);
+                return self.pace.rest(AGAIN);
+            }
+        };
+        let next = found.next;
+        let mut candidates = Vec::with_capacity(found.keys.len());
+        let mut unknown = 0;
+        for key in found.keys {
+            let cursor = schema.as_ref().and_then(|schema| order::cursor(schema, &serde_json::from_slice(&key).ok()?, 0).ok());
+            match cursor {
+                Some(cursor) => candidates.push((key, cursor)),
+                None => unknown += 1,
+            }
+        }
+        if unknown > 0 {
+            tracing::warn!(table, keys = unknown, "keys of the topic cannot be looked up in the table; they stay as they are");
+        }
+        run.found(Some((candidates, next)));
+    }
+
     /// A chunk could not be read. What may pass is tried again, in smaller pieces; everything else ends this table's run until somebody acts.
     fn refused(&mut self, table: &str, ticket: run::Ticket, rows: usize, error: Error) {
         let passes = error.kind() == headwater_connector::Kind::Retry;
@@ -356,6 +445,9 @@ impl Backfill {
 
     /// Whether a chunk can be published now: the stream has passed what the chunk saw, and is between two transactions.
     pub fn is_due(&mut self, source: &mut dyn Source) -> Result<bool> {
+        if !self.finished.is_empty() {
+            return Ok(true);
+        }
         match self.ready.front() {
             Some(chunk) => source.passed(&chunk.chunk.barrier),
             None => Ok(false),
@@ -364,12 +456,20 @@ impl Backfill {
 
     /// Makes a log transaction of the chunk that is due.
     pub fn emit(&mut self, encoder: &mut Encoder, progress: &mut Progress, out: &mut Transaction) -> Result<Emitted> {
+        if let Some(table) = self.finished.pop() {
+            let known = progress.backfills.entry(table.clone()).or_default();
+            finish(&table, known);
+            self.runs.remove(&table);
+            return Ok(Emitted::Rows(Encoded::default()));
+        }
         let Some(ready) = self.ready.pop_front() else { return Ok(Emitted::Discarded) };
         let Some(run) = self.runs.get_mut(&ready.table) else { return Ok(Emitted::Discarded) };
+        let progress_place = progress.next_place();
         let known = progress.backfills.entry(ready.table.clone()).or_default();
         if known.table_id.as_ref().is_some_and(|id| *id != ready.chunk.table_id) {
             tracing::warn!(table = ready.table, "the table is another one than the one that was read so far; beginning anew");
-            *known = TableBackfill { filter: known.filter.take(), ..fresh() };
+            let reconcile = known.reconcile.or(Some((progress_place.era, progress_place.seq))).filter(|_| known.filter.is_none());
+            *known = TableBackfill { filter: known.filter.take(), reconcile, ..fresh() };
             *run = Run::new(run.topic, known);
             self.ready.retain(|chunk| chunk.table != ready.table);
             return Ok(Emitted::Discarded);
@@ -380,6 +480,16 @@ impl Backfill {
             self.ready.retain(|chunk| chunk.table != ready.table || run.expects_ready(chunk.ticket));
             return Ok(Emitted::Discarded);
         }
+        if run.is_burial(ready.ticket) {
+            let present = encoder.keys(&ready.batch)?;
+            let keys = run.looked_up(ready.ticket);
+            let gone = keys.iter().map(Vec::as_slice).filter(|key| !present.contains(*key) && !superseded.holds(key));
+            let events = encoder.bury(&ready.table, gone, progress_place, now_us() / 1000, out)?;
+            known.buried += events;
+            self.desk.give_back(ready.batch);
+            self.forget();
+            return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }));
+        }
         let rows = ready.batch.changes().len() as u64;
         let mut judge = Judge(superseded);
         let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
@@ -389,16 +499,13 @@ impl Backfill {
         *self.read.entry(ready.table.clone()).or_default() += rows;
         known.table_id = Some(ready.chunk.table_id.clone());
         run.emitted(ready.ticket, &ready.chunk, known);
-        if known.ranges.is_empty() {
-            known.state = BackfillState::Done;
-            known.finished_at = Some(now_text());
-            tracing::info!(
-                table = ready.table,
-                rows = known.rows,
-                published = known.published,
-                "all rows of the table were read"
-            );
-            self.runs.remove(&ready.table);
+        match (known.ranges.is_empty(), known.reconcile) {
+            (false, _) => {}
+            (true, Some(_)) => run.begin_burial(),
+            (true, None) => {
+                finish(&ready.table, known);
+                self.runs.remove(&ready.table);
+            }
         }
         self.desk.give_back(ready.batch);
         self.forget();
@@ -420,6 +527,13 @@ impl Backfill {
     }
 }
 
+fn finish(table: &str, known: &mut TableBackfill) {
+    known.state = BackfillState::Done;
+    known.finished_at = Some(now_text());
+    let TableBackfill { rows, published, buried, .. } = known;
+    tracing::info!(table, rows, published, buried, "all rows of the table were read");
+}
+
 /// The journal looks on while the stream is encoded.
 impl Side for Backfill {
     #[inline]
@@ -435,6 +549,9 @@ impl Side for Backfill {
     }
 
     fn touched_all(&mut self, batch: &Batch, change: &Change, topic: u32) {
+        if change.op == Op::Truncate && self.options.mode == BackfillMode::Initial {
+            self.truncated.insert(batch.schemas()[change.schema as usize].table.clone());
+        }
         if self.journal.watches(topic) && !self.runs.is_empty() {
             self.journal.touch_all(topic, batch.transaction_id(&batch.transactions()[change.transaction as usize]));
         }

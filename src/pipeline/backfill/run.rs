@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use headwater_connector::{Chunk, ChunkRequest, Cursor, Snapshot};
 
-use super::desk::Job;
+use super::{desk::Job, reconcile::Place};
 use crate::log::checkpoint::{KeyRange, TableBackfill};
 
 /// Rows of a first chunk, and the fewest and the most of any.
@@ -21,6 +21,8 @@ const FAST: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_millis(500);
 /// Chunks of one range that are on their way or wait to be published.
 const AHEAD: usize = 2;
+/// Keys that are looked up at once.
+const LOOK_UP: usize = 500;
 /// Ranges that a large table is cut into.
 const PARTS: usize = 16;
 
@@ -56,6 +58,18 @@ pub struct Run {
     /// Whether the database was asked to cut the table; it is asked once.
     split: Splitting,
     rows: usize,
+    /// After all rows: the search for keys that the table lacks.
+    burial: Option<Burial>,
+}
+
+/// Keys of the topic that the table may lack.
+struct Burial {
+    /// Where to search next; none when everything was searched.
+    place: Option<Place>,
+    searching: bool,
+    /// Not looked up yet: as the topic has them, and as the server takes them.
+    candidates: Vec<(Vec<u8>, Cursor)>,
+    flight: Option<(Ticket, usize, Option<Arc<dyn Snapshot>>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,7 +94,7 @@ impl Run {
             known.rows == 0 && matches!(known.ranges.as_slice(), [only] if only.after.is_none() && only.until.is_none());
         let split = if untouched { Splitting::Wanted } else { Splitting::Settled };
         let ranges = known.ranges.iter().map(range).collect();
-        Self { topic, filter: known.filter.clone(), ranges, split, rows: FIRST_ROWS }
+        Self { topic, filter: known.filter.clone(), ranges, split, rows: FIRST_ROWS, burial: None }
     }
 
     /// What to ask next, if anything.
@@ -90,6 +104,9 @@ impl Run {
         }
         if self.split == Splitting::Asked {
             return None;
+        }
+        if let Some(burial) = &self.burial {
+            return burial.next_job(table, ticket);
         }
         let is_free =
             |range: &&Range| !range.exhausted && range.flights.len() < AHEAD && range.flights.iter().all(|flight| flight.arrived);
@@ -112,6 +129,10 @@ impl Run {
         match job {
             Job::Split(..) => self.split = Splitting::Asked,
             Job::Gate(_) => {}
+            Job::Search(..) => self.burial.iter_mut().for_each(|burial| burial.searching = true),
+            Job::Chunk(ChunkRequest { keys: Some(keys), .. }, ticket) => {
+                self.burial.iter_mut().for_each(|burial| burial.flight = Some((*ticket, keys.len(), floor.clone())));
+            }
             Job::Chunk(request, ticket) => {
                 let range = self
                     .ranges
@@ -139,12 +160,12 @@ impl Run {
 
     /// Whether the chunk is still wanted.
     pub fn expects(&self, ticket: Ticket) -> bool {
-        self.find(ticket).is_some_and(|(range, at)| !self.ranges[range].flights[at].arrived)
+        self.is_burial(ticket) || self.find(ticket).is_some_and(|(range, at)| !self.ranges[range].flights[at].arrived)
     }
 
     /// Whether a chunk that has arrived is still wanted.
     pub fn expects_ready(&self, ticket: Ticket) -> bool {
-        self.find(ticket).is_some()
+        self.is_burial(ticket) || self.find(ticket).is_some()
     }
 
     fn find(&self, ticket: Ticket) -> Option<(usize, usize)> {
@@ -175,6 +196,7 @@ impl Run {
 
     /// A chunk was not read: it is asked for again.
     pub fn failed(&mut self, ticket: Ticket) {
+        self.end_burial_flight(ticket);
         if let Some((range, at)) = self.find(ticket) {
             self.ranges[range].flights.truncate(at);
         }
@@ -182,6 +204,7 @@ impl Run {
 
     /// A chunk cannot be used: it and what was read behind it are read again.
     pub fn again(&mut self, ticket: Ticket) {
+        self.end_burial_flight(ticket);
         if let Some((range, at)) = self.find(ticket) {
             let range = &mut self.ranges[range];
             range.next.clone_from(&range.flights[at].after);
@@ -202,8 +225,93 @@ impl Run {
 
     /// The chunk on its way that was asked for first, and a snapshot that is older than its own.
     pub fn oldest_floor(&self) -> Option<(Ticket, Option<Arc<dyn Snapshot>>)> {
-        let flights = self.ranges.iter().flat_map(|range| &range.flights);
-        flights.min_by_key(|flight| flight.ticket).map(|flight| (flight.ticket, flight.floor.clone()))
+        let flights = self.ranges.iter().flat_map(|range| &range.flights).map(|flight| (flight.ticket, flight.floor.clone()));
+        let burial = self.burial.iter().filter_map(|burial| burial.flight.clone()).map(|(ticket, _, floor)| (ticket, floor));
+        flights.chain(burial).min_by_key(|(ticket, _)| *ticket)
+    }
+
+    /// All rows are read: from now on it is looked for keys that the table lacks.
+    pub fn begin_burial(&mut self) {
+        self.burial = Some(Burial { place: Some(Place::default()), searching: false, candidates: Vec::new(), flight: None });
+    }
+
+    /// Whether the ticket is that of keys that are looked up.
+    pub fn is_burial(&self, ticket: Ticket) -> bool {
+        self.burial.as_ref().and_then(|burial| burial.flight.as_ref()).is_some_and(|(flight, ..)| *flight == ticket)
+    }
+
+    fn end_burial_flight(&mut self, ticket: Ticket) {
+        if self.is_burial(ticket)
+            && let Some(burial) = &mut self.burial
+        {
+            burial.flight = None;
+        }
+    }
+
+    /// Where the search goes on.
+    pub fn place(&self) -> Option<Place> {
+        self.burial.as_ref().and_then(|burial| burial.place)
+    }
+
+    /// A search has ended, or failed if there is nothing.
+    pub fn found(&mut self, found: Option<(Vec<(Vec<u8>, Cursor)>, Option<Place>)>) {
+        if let Some(burial) = &mut self.burial {
+            burial.searching = false;
+            if let Some((candidates, next)) = found {
+                burial.candidates.extend(candidates);
+                burial.place = next;
+            }
+        }
+    }
+
+    /// The keys that were looked up.
+    pub fn looked_up(&mut self, ticket: Ticket) -> Vec<Vec<u8>> {
+        let Some(burial) = &mut self.burial else { return Vec::new() };
+        match burial.flight.take() {
+            Some((flight, count, _)) if flight == ticket => burial.candidates.drain(..count).map(|(key, _)| key).collect(),
+            other => {
+                burial.flight = other;
+                Vec::new()
+            }
+        }
+    }
+
+    /// Whether everything was searched and looked up.
+    pub fn is_buried(&self) -> bool {
+        let over = |burial: &Burial| burial.place.is_none() && burial.candidates.is_empty() && burial.flight.is_none();
+        self.burial.as_ref().is_some_and(over)
+    }
+}
+
+impl Burial {
+    fn next_job(&self, table: &str, ticket: Ticket) -> Option<Job> {
+        if self.flight.is_some() || self.searching || self.candidates.is_empty() {
+            return None;
+        }
+        let keys = self.candidates.iter().take(LOOK_UP).map(|(_, cursor)| cursor.clone()).collect();
+        let request = ChunkRequest {
+            table: table.to_owned(),
+            after: None,
+            until: None,
+            filter: None,
+            keys: Some(Arc::new(keys)),
+            max_rows: usize::MAX,
+            max_bytes: usize::MAX,
+            gate: None,
+        };
+        Some(Job::Chunk(request, ticket))
+    }
+
+    /// Whether the topic has to be searched further.
+    fn wants_search(&self) -> bool {
+        !self.searching && self.flight.is_none() && self.candidates.is_empty() && self.place.is_some()
+    }
+}
+
+impl Run {
+    /// Where to search the topic now, if that is what comes next.
+    pub fn next_search(&self) -> Option<Place> {
+        self.burial.as_ref().filter(|burial| burial.wants_search()).and_then(|burial| burial.place)
     }
 }
 

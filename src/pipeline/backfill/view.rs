@@ -18,6 +18,8 @@ pub struct BackfillView {
     pub rows: u64,
     /// Of those, rows that became events.
     pub published: u64,
+    /// Keys of the topic that got a tombstone because the table does not have them.
+    pub buried: u64,
     /// Rows in the table, roughly.
     pub estimated_rows: Option<u64>,
     /// Rows read per second, since this daemon began.
@@ -40,6 +42,7 @@ impl BackfillView {
             state: known.state,
             rows: known.rows,
             published: known.published,
+            buried: known.buried,
             estimated_rows: known.estimated,
             rows_per_second: None,
             seconds_left: None,
