@@ -7,6 +7,9 @@
 //!
 //! `HEADWATER_TRACES=200 cargo test --lib traces` runs more seeds than the usual ones.
 
+mod embedded;
+mod kafka;
+mod log;
 mod postgres;
 mod source;
 mod wire;
@@ -14,10 +17,10 @@ mod wire;
 #[allow(dead_code)]
 #[path = "../../tests/support/common.rs"]
 mod common;
-#[allow(dead_code)]
+#[allow(clippy::duplicate_mod)] // the tests of the Kafka log have it too
 #[path = "../../tests/support/proxy.rs"]
 mod proxy;
-#[allow(dead_code)]
+#[allow(clippy::duplicate_mod)] // the tests of the Kafka log have it too
 #[path = "../../tests/support/kafka.rs"]
 mod real_kafka;
 #[allow(dead_code)]

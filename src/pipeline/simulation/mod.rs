@@ -56,6 +56,12 @@ pub enum Lie {
     AdvanceInUse,
     /// Every checkpoint of the server stores the slot.
     CheckpointStoresAll,
+    /// The request that ends a transaction does not end the next one of the same producer.
+    LateEndIsIgnored,
+    /// Readers of committed records see aborted ones.
+    AbortedIsSeen,
+    /// Readers of committed records pass by an open transaction.
+    OpenIsSkipped,
 }
 
 /// What Headwater would do if it had one of the faults that such programs are known to have. Each acts where the pipeline meets
