@@ -3,6 +3,7 @@
 #
 # HEADWATER_SEED    replays the kill test and the simulation's single seed
 # HEADWATER_KILLS   kills per log that must count (default 10)
+# HEADWATER_HUGE_ROWS  rows of the transaction larger than memory (default 500000)
 # HEADWATER_SEEDS   seeds of the simulation (default 10000)
 # HEADWATER_TRACES  seeds per server in the traces that its models are compared with (default 20)
 set -euo pipefail
