@@ -3,7 +3,9 @@
 #
 # HEADWATER_SEED    replays the kill test and the simulation's single seed
 # HEADWATER_KILLS   kills per log that must count (default 10)
+# HEADWATER_HUGE_ROWS  rows of the transaction larger than memory (default 500000)
 # HEADWATER_SEEDS   seeds of the simulation (default 10000)
+# HEADWATER_TRACES  seeds per server in the traces that its models are compared with (default 20)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/need.sh
@@ -67,11 +69,13 @@ suite "Kafka $(basename "$(scripts/kafka-path.sh)")" true
 suite "format and lints" scripts/lint.sh
 suite "build" cargo test --workspace --no-run --quiet
 suite "simulation (${HEADWATER_SEEDS:-10000} seeds)" cargo test --lib --quiet simulation -- --nocapture
+on "$oldest"
+suite "models against traces of PostgreSQL $oldest, Kafka and the embedded log" cargo test --lib --quiet traces:: -- --nocapture
 suite "contract" cargo test --quiet --no-fail-fast -p headwater-connector
 suite "PostgreSQL source on ${majors[*]}" versions
 on "$newest"
 suite "PostgreSQL source, the rest" cargo test --quiet --no-fail-fast -p headwater-postgres "${rest[@]}"
-suite "units and logs" cargo test --lib --quiet -- --skip simulation
+suite "units and logs" cargo test --lib --quiet -- --skip simulation --skip traces::
 suite "black box on PostgreSQL $newest" cargo test --test blackbox --quiet -- --skip kills_lose
 on "$oldest"
 suite "events on PostgreSQL $oldest" cargo test --test blackbox --quiet -- ingest

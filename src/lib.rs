@@ -22,3 +22,6 @@ pub mod pipeline;
 pub mod registry;
 pub mod shutdown;
 pub mod telemetry;
+
+#[cfg(test)]
+mod traces;

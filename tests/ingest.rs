@@ -1,6 +1,7 @@
 //! From committed rows to committed events, on the embedded log, read with `tail`.
 
 mod events;
+mod huge;
 mod lives;
 
 use crate::support::{

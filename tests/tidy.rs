@@ -50,7 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// A word, and the only parts of the tree where it may stand.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("rdkafka::", &["src/log/kafka", "benches/"]),
+    ("rdkafka::", &["src/log/kafka", "src/traces/kafka.rs", "benches/"]),
     ("rdkafka_sys", &["src/log/kafka"]),
     ("axum::", &["src/http"]),
     ("rusqlite", &["src/log/embedded"]),

@@ -18,7 +18,7 @@ pub mod supervisor;
 mod topics;
 
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

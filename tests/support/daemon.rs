@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -156,6 +157,15 @@ impl Home {
     /// Everything in a topic from the first record to the last committed one.
     pub fn tail(&self, topic: &str) -> Vec<Record> {
         self.tail_with(topic, &["--from", "earliest"])
+    }
+
+    /// Shows each committed record of a topic, as it is read: for topics that are too large to be held.
+    pub fn tail_each(&self, topic: &str, mut each: impl FnMut(Record)) {
+        let mut command = self.command(&["tail", topic, "--until-end", "--format", "json", "--from", "earliest"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("headwater starts");
+        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        lines.for_each(|line| each(Record::parse(&line.expect("a line of UTF-8"))));
+        assert!(child.wait().expect("its end").success(), "tail {topic}");
     }
 
     /// Committed records of a topic.

@@ -51,6 +51,8 @@ struct State {
     epoch: u64,
     /// The open transaction and when it began.
     open: Option<(usize, Instant)>,
+    /// The epoch whose last transaction was committed.
+    ended: Option<u64>,
 }
 
 pub struct Broker {
@@ -60,6 +62,11 @@ pub struct Broker {
 
 fn fenced() -> Error {
     Error::new(&codes::FENCED, "the producer's epoch has passed")
+}
+
+/// INVALID_TXN_STATE.
+fn refused() -> Error {
+    Error::new(&codes::COMMIT_IN_DOUBT, "the transaction is in another state")
 }
 
 impl State {
@@ -126,17 +133,27 @@ impl Broker {
         self.state().marked().unwrap_or_else(Instant::now)
     }
 
-    /// Appends to the open transaction, or begins one.
+    /// AddPartitionsToTxn: begins a transaction, or joins the one that is open.
+    pub fn begin(&self, epoch: u64) -> Result<()> {
+        let mut state = self.state();
+        self.admit(&state, epoch)?;
+        if state.open.is_none() {
+            let transaction = state.outcomes.len();
+            state.outcomes.push(Outcome::Open);
+            state.open = Some((transaction, Instant::now()));
+        }
+        Ok(())
+    }
+
+    fn admit(&self, state: &State, epoch: u64) -> Result<()> {
+        if epoch != state.epoch && self.world.lie != Lie::NoFence { Err(fenced()) } else { Ok(()) }
+    }
+
+    /// Appends to the open transaction. Without one, the records are refused: the broker asks the coordinator (KIP-890).
     pub fn produce(&self, epoch: u64, records: &[Appended]) -> Result<()> {
         let mut state = self.state();
-        if epoch != state.epoch && self.world.lie != Lie::NoFence {
-            return Err(fenced());
-        }
-        let (transaction, began) = state.open.unwrap_or((state.outcomes.len(), Instant::now()));
-        if transaction == state.outcomes.len() {
-            state.outcomes.push(Outcome::Open);
-        }
-        state.open = Some((transaction, began));
+        self.admit(&state, epoch)?;
+        let Some((transaction, _)) = state.open else { return Err(refused()) };
         for one in records {
             let mut one = one.clone();
             assert!(state.topics.get(&*one.topic).is_some_and(|count| one.partition < *count), "no such partition: {one:?}");
@@ -155,10 +172,12 @@ impl Broker {
             (Duration::from_millis(rng.u64(0..MARKERS_MS)), Duration::from_millis(rng.u64(0..READERS_MS)))
         };
         let mut state = self.state();
-        if epoch != state.epoch && self.world.lie != Lie::NoFence {
-            return Err(fenced());
-        }
-        let Some((open, _)) = state.open.take() else { return Ok(()) };
+        self.admit(&state, epoch)?;
+        let Some((open, _)) = state.open.take() else {
+            // Said again, it is done; but what was aborted, or never begun, cannot be committed.
+            return if state.ended == Some(epoch) { Ok(()) } else { Err(refused()) };
+        };
+        state.ended = Some(epoch);
         let marked = Instant::now() + markers;
         state.outcomes[open] = Outcome::Committed { marked, seen: marked + readers };
         let newest = state.records.iter().rev().take_while(|(_, transaction)| *transaction == open);
@@ -167,6 +186,18 @@ impl Broker {
         if let Some(place) = newest {
             self.world.set_committed(place);
         }
+        Ok(())
+    }
+
+    /// EndTxn with abort.
+    pub fn abort(&self, epoch: u64) -> Result<()> {
+        let mut state = self.state();
+        self.admit(&state, epoch)?;
+        let Some((open, _)) = state.open.take() else {
+            return if state.ended == Some(epoch) { Err(refused()) } else { Ok(()) };
+        };
+        state.ended = None;
+        state.outcomes[open] = Outcome::Aborted;
         Ok(())
     }
 
@@ -183,7 +214,9 @@ impl Broker {
         let mut records = Vec::new();
         for (one, transaction) in state.records.iter().filter(|(one, _)| &*one.topic == topic) {
             match state.outcomes[*transaction] {
-                Outcome::Aborted => {}
+                Outcome::Aborted if self.world.lie != Lie::AbortedIsSeen => {}
+                Outcome::Open if self.world.lie == Lie::OpenIsSkipped => {}
+                Outcome::Aborted => records.push(one.record.clone()),
                 Outcome::Committed { seen, .. } if seen <= Instant::now() => records.push(one.record.clone()),
                 _ => return (records, true),
             }

@@ -179,6 +179,7 @@ impl ModelWriter {
     /// Sends records in some requests; a request that fails may still arrive later.
     async fn send(&self, records: &[Appended]) -> Result<()> {
         tokio::time::sleep_until(self.broker.ready()).await;
+        self.broker.begin(self.epoch)?;
         let size = self.world.rng().usize(1..=records.len().max(1));
         for chunk in records.chunks(size.max(records.len() / 3)) {
             self.world.delay().await;

@@ -6,11 +6,11 @@
 //! `server` and `broker` model the servers; `source` and `log` are the small clients between them and the pipeline, and
 //! carry the faults of [`Variant`]. The checker knows neither lies nor variants.
 
-mod broker;
+pub mod broker;
 mod checker;
 mod log;
 mod process;
-mod server;
+pub mod server;
 mod source;
 mod variants;
 
@@ -26,14 +26,15 @@ use std::{
 use fastrand::Rng;
 use headwater_connector::{Error, codes as contract};
 
-use self::{process::Run, server::Lsn};
+use self::process::Run;
+pub use self::server::Lsn;
 
 /// Seeds in an ordinary test run.
 const SEEDS: u64 = 10_000;
 
-/// Deliberate faults of the models, each of which the checker must catch.
+/// Deliberate faults of the models, each of which the checker or the traces of the real servers must catch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lie {
+pub enum Lie {
     None,
     /// A commit whose answer is lost keeps its events but not its checkpoint.
     TornCommit,
@@ -45,12 +46,28 @@ enum Lie {
     ResumeTooEarly,
     /// Reopening inside a cut transaction forgets how far it was published.
     ForgetOrdinal,
+    /// A crash of the server leaves the slot where it was in memory.
+    SlotOnDiskAtOnce,
+    /// A stream begins with the first transaction that ends behind its place.
+    StartByTheEnd,
+    /// A later confirmation of less moves the slot back.
+    ConfirmGoesBack,
+    /// Advancing a slot takes it from whoever reads it.
+    AdvanceInUse,
+    /// Every checkpoint of the server stores the slot.
+    CheckpointStoresAll,
+    /// The request that ends a transaction does not end the next one of the same producer.
+    LateEndIsIgnored,
+    /// Readers of committed records see aborted ones.
+    AbortedIsSeen,
+    /// Readers of committed records pass by an open transaction.
+    OpenIsSkipped,
 }
 
 /// What Headwater would do if it had one of the faults that such programs are known to have. Each acts where the pipeline meets
 /// a server, so that the pipeline itself carries no switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Variant {
+pub enum Variant {
     Sound,
     /// Asks for the stream from one byte behind the position: a commit record may begin right there.
     ResumeFromEndPlusOne,
@@ -90,10 +107,10 @@ enum Variant {
 
 /// A place in the source: everything before `base` is published, and of the transaction behind it what `partial` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Place {
-    base: Lsn,
+pub struct Place {
+    pub base: Lsn,
     /// Transaction, its commit record, raw messages that are published, place of the last of them.
-    partial: Option<[u64; 4]>,
+    pub partial: Option<[u64; 4]>,
 }
 
 /// What happened in a run, to show that faults were really met.
@@ -129,7 +146,7 @@ impl std::ops::AddAssign for Tally {
 }
 
 /// What the models of one run share: a stream of chance, how likely things go wrong, and what an observer of all sees.
-struct World {
+pub struct World {
     rng: Mutex<Rng>,
     /// Chance of a fault at each opportunity, in thousandths.
     faults: u32,
@@ -143,7 +160,7 @@ struct World {
 }
 
 impl World {
-    fn new(rng: Rng, faults: u32, lie: Lie, variant: Variant) -> Self {
+    pub fn new(rng: Rng, faults: u32, lie: Lie, variant: Variant) -> Self {
         Self {
             rng: Mutex::new(rng),
             faults,
@@ -169,7 +186,7 @@ impl World {
         *self.committed.lock().unwrap()
     }
 
-    fn set_committed(&self, place: Place) {
+    pub fn set_committed(&self, place: Place) {
         *self.committed.lock().unwrap() = place;
     }
 

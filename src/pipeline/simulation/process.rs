@@ -230,7 +230,8 @@ async fn accidents(world: Arc<World>, server: Arc<ModelServer>) {
         };
         let harm = || world.harmed.store(true, Ordering::Relaxed);
         match what {
-            0..=13 => server.checkpoint(),
+            0..=6 => server.checkpoint(),
+            7..=13 => server.store_slot(),
             14..=26 => world.tally().regressions += u64::from(server.crash(down)),
             27..=35 => {
                 let lost = [0, 0, 1, 2][world.rng().usize(0..4)];

@@ -1,6 +1,7 @@
 //! A model of the PostgreSQL server: one log in commit order, one slot, and what operators and crashes do to both.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use fastrand::Rng;
 use headwater_connector::{Column, Error, Op, Result, Schema, Type, codes as contract};
 use tokio::time::Instant;
 
-use super::{Place, World};
+use super::{Lie, Place, World};
 use crate::log::codes;
 
 /// A place in the log.
@@ -51,6 +52,8 @@ struct Slot {
     confirmed: Lsn,
     /// What a crash of the server leaves.
     persisted: Lsn,
+    /// The next checkpoint stores it. A confirmation alone does not see to that.
+    dirty: bool,
     /// What the standby has.
     synced: Option<Lsn>,
     /// Which opened source streams from it.
@@ -69,6 +72,8 @@ struct State {
     slot: Option<Slot>,
     opened: u64,
     down_until: Option<Instant>,
+    /// Readers that lost the slot, and what may have been on its way to them.
+    on_the_way: BTreeMap<u64, History>,
 }
 
 pub struct ModelServer {
@@ -175,6 +180,11 @@ impl ModelServer {
         self.state().slot.as_ref().map(|slot| slot.confirmed)
     }
 
+    /// The place that a crash would leave; none without a slot.
+    pub fn stored(&self) -> Option<Lsn> {
+        self.state().slot.as_ref().map(|slot| slot.persisted)
+    }
+
     pub fn slot_is_active(&self) -> bool {
         self.state().slot.as_ref().is_some_and(|slot| slot.active.is_some())
     }
@@ -183,12 +193,28 @@ impl ModelServer {
     pub fn create_slot(&self) -> Lsn {
         let mut state = self.state();
         let end = self.visible_end(&mut state);
-        state.slot = Some(Slot { confirmed: end, persisted: end, synced: None, active: None });
+        state.slot = Some(Slot { confirmed: end, persisted: end, dirty: false, synced: None, active: None });
         end
     }
 
     pub fn drop_slot(&self) {
-        self.state().slot = None;
+        let mut state = self.state();
+        self.evict(&mut state);
+        state.slot = None;
+    }
+
+    /// The reader of the slot loses it. What it was sent before, it may still receive.
+    fn evict(&self, state: &mut State) {
+        let visible = self.visible(state);
+        if let Some(reader) = state.slot.as_mut().and_then(|slot| slot.active.take()) {
+            let sent = state.history[..visible].to_vec();
+            state.on_the_way.insert(reader, sent);
+        }
+    }
+
+    /// Nothing more is on its way to a reader that lost the slot.
+    pub fn nothing_on_the_way(&self, handle: u64) {
+        self.state().on_the_way.remove(&handle);
     }
 
     /// START_REPLICATION: takes the slot from whoever had it. The index of the first transaction that will be sent, which is
@@ -197,14 +223,19 @@ impl ModelServer {
         let mut state = self.state();
         state.opened += 1;
         let opened = state.opened;
+        self.evict(&mut state);
         let slot = state.slot.as_mut()?;
         slot.active = Some(opened);
         let start = at.max(slot.confirmed);
-        Some((opened, state.history.partition_point(|one| one.commit < start)))
+        let by_end = self.world.lie == Lie::StartByTheEnd;
+        Some((opened, state.history.partition_point(|one| if by_end { one.end <= start } else { one.commit < start })))
     }
 
-    /// The transaction at `index` once it is visible, for the holder of the slot.
+    /// The transaction at `index` once it is visible, for the holder of the slot, or for one who had it until then.
     pub fn read(&self, handle: u64, index: usize) -> Result<Option<Arc<Transaction>>> {
+        if let Some(sent) = self.state().on_the_way.get(&handle).and_then(|sent| sent.get(index)) {
+            return Ok(Some(Arc::clone(sent)));
+        }
         let mut state = self.holder(handle)?;
         let visible = self.visible(&mut state);
         Ok((index < visible).then(|| Arc::clone(&state.history[index])))
@@ -225,11 +256,12 @@ impl ModelServer {
             self.world.violation(format!("{lsn} was confirmed, only {} is committed (I1)", committed.base));
         }
         let slot = state.slot.as_mut().expect("a holder holds a slot");
-        slot.confirmed = slot.confirmed.max(lsn);
+        slot.confirmed = if self.world.lie == Lie::ConfirmGoesBack { lsn } else { slot.confirmed.max(lsn) };
         Ok(())
     }
 
     pub fn disconnect(&self, handle: u64) {
+        self.nothing_on_the_way(handle);
         if let Some(slot) = self.state().slot.as_mut()
             && slot.active == Some(handle)
         {
@@ -260,10 +292,18 @@ impl ModelServer {
 
     // What operators, time and accidents do.
 
-    /// A checkpoint of the server: the slot's place reaches its disk.
+    /// A checkpoint of the server. It stores a slot that was advanced, and no place that was only confirmed.
     pub fn checkpoint(&self) {
+        if self.state().slot.as_ref().is_some_and(|slot| slot.dirty) || self.world.lie == Lie::CheckpointStoresAll {
+            self.store_slot();
+        }
+    }
+
+    /// The slot's place reaches the disk: the oldest log or catalogue that it needs has moved, or the server ended in order.
+    pub fn store_slot(&self) {
         if let Some(slot) = self.state().slot.as_mut() {
             slot.persisted = slot.confirmed;
+            slot.dirty = false;
         }
     }
 
@@ -278,10 +318,13 @@ impl ModelServer {
     pub fn crash(&self, down: Duration) -> bool {
         let mut state = self.state();
         state.down_until = Some(Instant::now() + down);
+        self.evict(&mut state);
         let Some(slot) = state.slot.as_mut() else { return false };
         let regressed = slot.persisted < slot.confirmed;
-        slot.active = None;
-        slot.confirmed = slot.persisted;
+        if self.world.lie != Lie::SlotOnDiskAtOnce {
+            slot.confirmed = slot.persisted;
+        }
+        slot.dirty = false;
         regressed
     }
 
@@ -289,8 +332,10 @@ impl ModelServer {
     pub fn advance_slot(&self) {
         let mut state = self.state();
         let end = self.visible_end(&mut state);
-        if let Some(slot) = state.slot.as_mut().filter(|slot| slot.active.is_none()) {
+        let in_use = self.world.lie == Lie::AdvanceInUse;
+        if let Some(slot) = state.slot.as_mut().filter(|slot| slot.active.is_none() || in_use) {
             slot.confirmed = slot.confirmed.max(end);
+            slot.dirty = true;
         }
     }
 
@@ -308,6 +353,7 @@ impl ModelServer {
         // A standby that lacks nothing has also what was written behind the last commit.
         let switch = state.history.get(kept).filter(|_| whole).map_or(end, |next| next.commit);
         let timeline = state.timeline;
+        self.evict(&mut state);
         state.switches.push((timeline, switch));
         state.timeline += 1;
         state.down_until = Some(Instant::now() + down);
@@ -316,6 +362,7 @@ impl ModelServer {
         state.slot = synced.filter(|synced| *synced <= switch).map(|synced| Slot {
             confirmed: synced,
             persisted: synced,
+            dirty: false,
             synced: None,
             active: None,
         });

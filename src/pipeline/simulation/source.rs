@@ -235,6 +235,10 @@ impl ModelSource {
     /// Takes what is there; true once the batch should be handed out.
     fn gather(&mut self, batch: &mut Batch, limits: &Limits) -> Result<bool> {
         while let Some(transaction) = self.server.read(self.handle, self.next)? {
+            // A connection that the server ended breaks sooner or later.
+            if self.world.rng().u32(0..5) == 0 {
+                self.server.nothing_on_the_way(self.handle);
+            }
             if self.append(&transaction, batch, limits)? || self.world.rng().u32(0..5) == 0 {
                 return Ok(true);
             }
