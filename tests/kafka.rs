@@ -7,6 +7,7 @@ mod variants;
 use serde_json::{Value, json};
 
 use crate::{
+    backfill,
     checker::partition,
     kill::{self, BrokenLog},
     support::{
@@ -143,6 +144,20 @@ fn customers(consumed: Vec<Consumed>) {
         (r#"{"id":9007199254740993}"#, r#"{"id":9007199254740993,"name":"Ada \"Ö\""}"#),
     ];
     assert_eq!(pairs, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
+}
+
+#[test]
+fn kills_lose_no_row_of_a_backfill_and_bring_nothing_stale_on_kafka() {
+    let (kafka, server) = (Kafka::shared(), Postgres::start());
+    let database = server.database();
+    let home = backfill::versioned(
+        &database,
+        20_000,
+        "      backfill: { rows_per_second: 8000, readers: 2 }\n    events: { partitions: 3, topic: \"backfilled.{entity}\" }\n",
+    );
+    let log = format!("{{ kind: kafka, bootstrap_servers: [ \"{}\" ], prefix: backfilled }}", kafka.bootstrap);
+    home.write("headwater.yaml", &home.main(&log));
+    backfill::kill_backfills(&home, &database, "backfilled.item", 20_000);
 }
 
 #[test]
