@@ -91,6 +91,9 @@ pub struct TableBackfill {
     /// What is still to be read; empty when nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<KeyRange>,
+    /// When all are read, all are read again: more rows lost columns meanwhile than are remembered one by one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
     /// Rows read.
     #[serde(default)]
     pub rows: u64,

@@ -55,6 +55,8 @@ pub struct InternalTopics {
     pub schema: String,
     /// Rows that could not be keyed or represented.
     pub dead: String,
+    /// Rows whose newest event lacks columns; one partition, compact.
+    pub refresh: String,
     /// What was done to the connector's checkpoint by hand; created by the first reset.
     pub audit: String,
 }
@@ -66,6 +68,7 @@ impl InternalTopics {
             checkpoint: format!("{prefix}.{connector}.checkpoint"),
             schema: format!("{prefix}.{connector}.schema"),
             dead: format!("{prefix}.{connector}.dead"),
+            refresh: format!("{prefix}.{connector}.refresh"),
             audit: format!("{prefix}.{connector}.audit"),
         }
     }

@@ -120,18 +120,20 @@ const TRUNCATE: usize = 4;
 const OP_TEXT: [&[u8]; 5] = [b"c", b"u", b"d", b"r", b"t"];
 
 impl Encoder {
-    /// `partitions` are the pinned counts by topic; `tables` is what the checkpoint knows.
+    /// `partitions` are the pinned counts by topic; `tables` is what the checkpoint knows; the two words say which topics there are
+    /// besides: that of dead letters, and that of rows that are to be refreshed.
     pub fn new(
         connector: &str,
         routes: Routes,
         internal: InternalTopics,
         partitions: BTreeMap<String, u32>,
         tables: BTreeMap<String, TableState>,
-        dead_letters: bool,
+        (dead_letters, refreshes): (bool, bool),
     ) -> Self {
         let connector = connector.to_owned();
         // A log looks at every topic that a transaction can name, so the dead-letter topic is among them only if it exists.
         let fixed = [&internal.schema, &internal.checkpoint].into_iter().chain(dead_letters.then_some(&internal.dead));
+        let fixed = fixed.chain(refreshes.then_some(&internal.refresh));
         let topics = fixed.chain(routes.iter().map(|route| &route.topic)).map(|topic| topic.as_str().into());
         Self { topics: topics.collect(), connector, routes, internal, partitions, dead_letters, tables, compiled: Vec::new() }
     }
@@ -149,6 +151,11 @@ impl Encoder {
     /// Index of a table's topic in [`transaction`](Self::transaction).
     pub fn topic_of(&self, table: &str) -> Option<u32> {
         self.routes.get(table).map(|route| self.topic_index(&route.topic))
+    }
+
+    /// A table as it was when the connector started.
+    pub fn schema_of(&self, table: &str) -> Option<Arc<Schema>> {
+        self.routes.get(table).map(|route| Arc::clone(&route.schema))
     }
 
     /// The name of a table's topic and its partitions.

@@ -1,6 +1,6 @@
 //! Which table goes to which topic: rules applied to the tables that are there, with all faults at once.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use headwater_connector::{Error, Schema, Table};
 
@@ -23,6 +23,8 @@ pub struct Route {
     pub columns: Option<ColumnChoice>,
     /// Rows in the table, roughly; none if unknown.
     pub estimated_rows: Option<u64>,
+    /// The table as it is.
+    pub schema: Arc<Schema>,
 }
 
 /// Which columns of a table are published.
@@ -104,7 +106,14 @@ fn route(connector: &str, events: &Events, rule: &TableRule, found: &Table) -> R
         (None, Some(names)) => Some(ColumnChoice::Exclude(names.clone())),
         (None, None) => None,
     };
-    Ok(Route { table: table.to_owned(), entity: entity.to_owned(), topic, columns, estimated_rows: found.estimated_rows })
+    Ok(Route {
+        table: table.to_owned(),
+        entity: entity.to_owned(),
+        topic,
+        columns,
+        estimated_rows: found.estimated_rows,
+        schema: Arc::clone(&found.schema),
+    })
 }
 
 /// Puts the parts into a template. An unknown part, or one without a value, is a fault.
@@ -213,8 +222,6 @@ fn collisions<'a>(routes: impl Iterator<Item = &'a Route>) -> Vec<Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use headwater_connector::{Column, Type};
 
     use super::*;

@@ -120,8 +120,8 @@ impl Ingest {
     }
 
     async fn stream(&self, started: Started, shutdown: &mut Shutdown) -> Result<()> {
-        let Started { mut writer, source, encoder, progress } = started;
-        let backfill = Backfill::new(self, &progress, &encoder);
+        let Started { mut writer, source, encoder, progress, refresh } = started;
+        let backfill = Backfill::new(self, &progress, &encoder, refresh);
         let mut line = Line { source, encoder, progress, backfill, batch: Batch::default(), status: Arc::clone(&self.status) };
         let mut spare = vec![line.encoder.transaction(), line.encoder.transaction()];
         let mut ready: Option<Ready> = None;
@@ -259,6 +259,7 @@ impl Line {
                 return Ok(Next::Nothing(out));
             }
         };
+        self.backfill.write_refresh(&mut out);
         self.progress.finish(None, Some(self.encoder.tables()), &mut out);
         let Some(position) = self.progress.position().cloned() else { return Ok(Next::Nothing(out)) };
         let backfills = Some(self.backfill.views(&self.progress.backfills));
@@ -280,13 +281,14 @@ impl Line {
         };
         let place = progress.next_place();
         let encoded = encoder.encode(batch, place, &mut out, backfill)?;
-        let is_truncated = backfill.follow_truncates(&mut progress.backfills, place);
-        if is_truncated {
+        let is_asked = backfill.follow(&mut progress.backfills, place);
+        if is_asked {
             backfill.take_up(&progress.backfills, encoder);
         }
-        let tables = (encoded.state_changed || is_truncated).then(|| encoder.tables());
+        backfill.write_refresh(&mut out);
+        let tables = (encoded.state_changed || is_asked).then(|| encoder.tables());
         progress.finish(Some(&position), tables, &mut out);
-        let backfills = is_truncated.then(|| backfill.views(&progress.backfills));
+        let backfills = is_asked.then(|| backfill.views(&progress.backfills));
         let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
         let Encoded { events, dead_letters, .. } = encoded;
         Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills, replies: Vec::new() }))

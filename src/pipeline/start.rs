@@ -5,7 +5,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use headwater_connector::{Error, Identity, Intent, Position, Result, Source, fault};
 use uuid::Uuid;
 
-use super::{backfill, codes, ingest::Ingest, now_us, topics};
+use super::{
+    backfill::{self, refresh::Refresh},
+    codes,
+    ingest::Ingest,
+    now_us, topics,
+};
 use crate::{
     log::{
         Cleanup, LogWriter, TopicSpec, TopicState, Transaction,
@@ -22,6 +27,8 @@ pub struct Started {
     pub source: Box<dyn Source>,
     pub encoder: Encoder,
     pub progress: Progress,
+    /// Rows whose newest event lacks columns.
+    pub refresh: Refresh,
 }
 
 /// What a reset makes of a checkpoint.
@@ -249,8 +256,12 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
         progress.identity = Some(found.clone());
     }
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
-    let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, dead_letters);
-    Ok(Started { writer, source, encoder, progress })
+    let refreshes = ingest.connector.refreshes();
+    let pending = if refreshes { ingest.log.last_records(&internal.refresh).await? } else { Vec::new() };
+    let topics = (dead_letters, refreshes);
+    let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, topics);
+    let refresh = Refresh::load(&pending, |table| Some((encoder.topic_of(table)?, encoder.schema_of(table)?)))?;
+    Ok(Started { writer, source, encoder, progress, refresh })
 }
 
 /// A pause outlives the daemon: nobody is fenced and the source is not asked until somebody resumes the connector.
@@ -366,13 +377,21 @@ pub(super) fn gather(mut errors: Vec<Error>) -> Error {
     if others == 0 { first } else { first.at("and", format!("{others} more faults, which `headwater check` lists")) }
 }
 
-/// The topics that a connector needs.
-pub fn topic_specs(internal: &InternalTopics, routes: &Routes, partitions: Option<u32>, dead_letters: bool) -> Vec<TopicSpec> {
+/// The topics that a connector needs; the two words say whether it has one for dead letters and one for rows that are to be refreshed.
+pub fn topic_specs(
+    internal: &InternalTopics,
+    routes: &Routes,
+    partitions: Option<u32>,
+    (dead_letters, refreshes): (bool, bool),
+) -> Vec<TopicSpec> {
     let spec = |name: &str, partitions, cleanup| TopicSpec { name: name.to_owned(), partitions, cleanup };
     let mut specs =
         vec![spec(&internal.checkpoint, Some(1), Cleanup::Compact), spec(&internal.schema, Some(1), Cleanup::Compact)];
     if dead_letters {
         specs.push(spec(&internal.dead, Some(1), Cleanup::Delete));
+    }
+    if refreshes {
+        specs.push(spec(&internal.refresh, Some(1), Cleanup::Compact));
     }
     specs.extend(routes.iter().map(|route| spec(&route.topic, partitions, Cleanup::Compact)));
     specs
@@ -386,7 +405,7 @@ async fn ensure_topics(
     known: &BTreeMap<String, String>,
 ) -> Result<(Vec<TopicState>, HashSet<String>)> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
-    let mut specs = topic_specs(internal, routes, ingest.events.partitions, dead_letters);
+    let mut specs = topic_specs(internal, routes, ingest.events.partitions, (dead_letters, ingest.connector.refreshes()));
     // What exists is adopted here and compared with what is pinned later, so that a grown topic keeps its old hashing (K9).
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let exist = ingest.log.topics(&names).await?;
@@ -404,7 +423,8 @@ async fn ensure_topics(
 /// Pins the partition counts of topics that have none yet, and holds the others to what is pinned (K9).
 fn pin(ingest: &Ingest, progress: &mut Progress, states: &[TopicState]) -> Result<()> {
     for TopicState { name: topic, partitions: actual, .. } in states {
-        if *topic == progress.internal.checkpoint || *topic == progress.internal.schema || *topic == progress.internal.dead {
+        let InternalTopics { checkpoint, schema, dead, refresh, .. } = &progress.internal;
+        if [checkpoint, schema, dead, refresh].contains(&topic) {
             continue;
         }
         let pinned = *progress.partitions.entry(topic.clone()).or_insert(ingest.events.partitions.unwrap_or(*actual));

@@ -61,7 +61,7 @@ const LARGE: &str = "INSERT INTO public.orders VALUES (1, 'new', 1, repeat('0123
 #[test]
 fn an_unchanged_large_value_is_absent_and_named() {
     let touch = "UPDATE public.orders SET status = 'paid' WHERE id = 1";
-    let records = events("", &[LARGE, touch, "UPDATE public.orders SET body = NULL WHERE id = 1"]);
+    let records = events("      large_values: absent\n", &[LARGE, touch, "UPDATE public.orders SET body = NULL WHERE id = 1"]);
     assert_eq!(records[0].column("body"), Some(&json!("0123456789".repeat(2000))));
     assert_eq!(records[1].value, Some(json!({ "id": 1, "status": "paid", "total": "1.00" })));
     assert_eq!(records[1].absent(), ["body"]);

@@ -155,6 +155,9 @@ pub trait SourceConnector: Send + Sync {
     /// When and how hard rows that are there already are read.
     fn backfill(&self) -> BackfillOptions;
 
+    /// Whether a row whose event lacks columns is to be read again, so that the last event of each key is whole.
+    fn refreshes(&self) -> bool;
+
     /// A condition in the server's language, for [`ChunkRequest::filter`](crate::ChunkRequest).
     fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String>;
 

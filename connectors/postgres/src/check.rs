@@ -211,7 +211,8 @@ fn large_values(settings: &Settings, tables: &[Selected], found: &mut Vec<Findin
         .filter(|(facts, _)| facts.has_large_values && facts.identity != 'f')
         .map(|(facts, _)| facts.full_name())
         .collect();
-    if names.is_empty() || settings.large_values == LargeValues::Full {
+    // Under `refresh` the next event of the row has them.
+    if names.is_empty() || settings.large_values != LargeValues::Absent {
         return;
     }
     found.push(Finding::warning(

@@ -73,8 +73,10 @@ pub enum OnTruncate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LargeValues {
-    /// They are absent from the event and named in its header `hw.absent`.
+    /// They are absent from the event and named in its header `hw.absent`; soon afterwards the row is read and published whole.
     #[default]
+    Refresh,
+    /// They are absent from the event and named in its header `hw.absent`, and that is all.
     Absent,
     /// Every event is complete; each table must have REPLICA IDENTITY FULL.
     Full,

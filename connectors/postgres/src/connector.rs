@@ -264,6 +264,10 @@ impl SourceConnector for PostgresConnector {
         self.settings.backfill.clone()
     }
 
+    fn refreshes(&self) -> bool {
+        self.settings.large_values == LargeValues::Refresh
+    }
+
     fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
         Ok(reader::condition(schema, condition))
     }

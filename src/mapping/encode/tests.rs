@@ -18,7 +18,7 @@ fn encoder(events: &str, schema: &Arc<Schema>) -> Encoder {
     let routes = Routes::new("shop", &events, &tables).unwrap();
     let dead = events.on_data_error == crate::mapping::rule::OnDataError::DeadLetter;
     let partitions = routes.iter().map(|route| (route.topic.clone(), 3)).collect();
-    Encoder::new("shop", routes, InternalTopics::new("headwater", "shop"), partitions, BTreeMap::new(), dead)
+    Encoder::new("shop", routes, InternalTopics::new("headwater", "shop"), partitions, BTreeMap::new(), (dead, false))
 }
 
 fn row(batch: &mut Batch, values: &[Value<'_>]) -> Row {

@@ -71,13 +71,18 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// Remembers what is touched of a topic from now on.
-    pub fn watch(&mut self, topic: u32) {
+    /// Remembers what is touched of a topic from now on; true if it did not before.
+    pub fn begin(&mut self, topic: u32) -> bool {
         let at = topic as usize;
         if self.watched.len() <= at {
             self.watched.resize(at + 1, false);
         }
-        self.watched[at] = true;
+        !std::mem::replace(&mut self.watched[at], true)
+    }
+
+    /// Whether anything is remembered.
+    pub fn is_kept(&self) -> bool {
+        !self.watched.is_empty()
     }
 
     /// Whether a topic's keys are wanted.
@@ -211,7 +216,7 @@ mod tests {
     #[test]
     fn what_a_snapshot_does_not_see_stands_against_it() {
         let mut journal = Journal::default();
-        journal.watch(2);
+        assert!(journal.begin(2) && !journal.begin(2));
         assert!(journal.watches(2) && !journal.watches(1) && !journal.watches(9));
         // Log order is not the order of the numbers. None is whole, so that only what is not seen counts.
         for (transaction, key) in [("7", "a"), ("5", "b"), ("5", "c"), ("8", "a")] {

@@ -9,6 +9,7 @@ pub mod journal;
 pub mod order;
 pub mod pace;
 pub mod reconcile;
+pub mod refresh;
 pub mod run;
 pub mod view;
 
@@ -31,6 +32,7 @@ use self::{
     journal::{Journal, Superseded},
     pace::Pace,
     reconcile::{Found, Search},
+    refresh::Refresh,
     run::Run,
     view::BackfillView,
 };
@@ -44,6 +46,7 @@ use crate::{
     log::{
         SharedLog, Transaction,
         checkpoint::{BackfillState, KeyRange, TableBackfill},
+        topic::InternalTopics,
     },
     mapping::{
         Encoder, Place, Routes,
@@ -143,6 +146,11 @@ pub struct Backfill {
     finished: Vec<String>,
     /// Tables that were truncated by what was encoded last.
     truncated: BTreeSet<String>,
+    /// Rows whose newest event lacks columns, if they are to be read again.
+    refresh: Option<Refresh>,
+    refresh_topic: String,
+    /// Tables of which more rows lack columns than are remembered.
+    overflowed: BTreeSet<String>,
     /// Bytes that the stream is behind, as the guard saw it last.
     lag: Arc<AtomicU64>,
     guard: JoinSet<()>,
@@ -153,7 +161,7 @@ pub struct Backfill {
 
 impl Backfill {
     /// For a connector that has just opened its source: the journal begins now, so the gate is asked for anew.
-    pub fn new(ingest: &Ingest, progress: &Progress, encoder: &Encoder) -> Self {
+    pub fn new(ingest: &Ingest, progress: &Progress, encoder: &Encoder, refresh: Refresh) -> Self {
         let connector = Arc::clone(&ingest.connector);
         let options = connector.backfill();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -176,6 +184,9 @@ impl Backfill {
             log: Arc::clone(&ingest.log),
             finished: Vec::new(),
             truncated: BTreeSet::new(),
+            refresh: ingest.connector.refreshes().then_some(refresh),
+            refresh_topic: InternalTopics::new(&ingest.prefix, &ingest.name).refresh,
+            overflowed: BTreeSet::new(),
             lag: Arc::new(AtomicU64::new(UNKNOWN)),
             guard: JoinSet::new(),
             began: Instant::now(),
@@ -188,14 +199,13 @@ impl Backfill {
     /// Begins to read what is open and not being read yet, and lets go of what is not open any more.
     pub fn take_up(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
         self.runs.retain(|table, _| backfills.get(table).is_some_and(|known| known.state == BackfillState::Running));
-        if self.runs.is_empty() {
+        if !self.is_active() {
             // Nothing is remembered while nothing is read.
             self.journal = Journal::default();
         }
         for (table, known) in backfills.iter().filter(|(_, known)| known.state == BackfillState::Running) {
             let Some(topic) = encoder.topic_of(table) else { continue };
-            if !self.journal.watches(topic) {
-                self.journal.watch(topic);
+            if self.journal.begin(topic) {
                 // What was published of it until now is not remembered.
                 self.door = Door::Closed;
                 self.questions += 1;
@@ -212,9 +222,9 @@ impl Backfill {
         }
     }
 
-    /// What was just encoded emptied tables: their topics still hold the keys, so the tables are read again and the keys buried.
-    /// True if `backfills` changed. `place` is that of the log transaction.
-    pub fn follow_truncates(&mut self, backfills: &mut BTreeMap<String, TableBackfill>, place: Place) -> bool {
+    /// What was just encoded asks for tables to be read. Emptied ones: their topics still hold the keys, which are buried. Those of which
+    /// too many rows lack columns. True if `backfills` changed. `place` is that of the log transaction.
+    pub fn follow(&mut self, backfills: &mut BTreeMap<String, TableBackfill>, place: Place) -> bool {
         let truncated = std::mem::take(&mut self.truncated);
         for table in &truncated {
             // What the same log transaction holds from before the truncate is old as well; what is there is looked up.
@@ -223,12 +233,24 @@ impl Backfill {
             self.runs.remove(table);
             self.ready.retain(|chunk| chunk.table != *table);
         }
-        !truncated.is_empty()
+        let overflowed = std::mem::take(&mut self.overflowed);
+        let mut changed = !truncated.is_empty();
+        for table in &overflowed {
+            let known = backfills.entry(table.clone()).or_default();
+            if known.state != BackfillState::Running {
+                *known = fresh();
+                changed = true;
+            } else if !known.again {
+                known.again = true;
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Whether something is being read or to be read.
     pub fn is_active(&self) -> bool {
-        !self.runs.is_empty()
+        !self.runs.is_empty() || self.refresh.as_ref().is_some_and(Refresh::is_active)
     }
 
     /// How long the next batch of the stream may be waited for.
@@ -244,8 +266,18 @@ impl Backfill {
 
     /// Takes what readers have finished and gives them more to do. Never waits.
     pub fn turn(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
+        if let Some(refresh) = &mut self.refresh {
+            refresh.tidy();
+            for topic in refresh.topics() {
+                if self.journal.begin(topic) {
+                    self.door = Door::Closed;
+                    self.questions += 1;
+                }
+            }
+        }
         if !self.is_active() {
-            if self.desk.is_open() {
+            if self.journal.is_kept() {
+                self.journal = Journal::default();
                 self.desk.rest();
                 self.ready.clear();
                 self.guard.abort_all();
@@ -323,6 +355,14 @@ impl Backfill {
     }
 
     fn dispatch(&mut self) {
+        let floor = self.newest.clone();
+        while self.desk.has_room()
+            && let Some(job) = self.refresh.as_mut().and_then(|refresh| refresh.next_job(self.tickets + 1, floor.as_ref()))
+        {
+            self.tickets += 1;
+            let job = self.with_gate(job);
+            self.desk.start(job);
+        }
         while self.pace.allows() && self.desk.has_room() {
             let order = |table: &str| self.options.first.iter().position(|first| first == table).unwrap_or(usize::MAX);
             let mut tables: Vec<&String> = self.runs.keys().collect();
@@ -368,19 +408,18 @@ impl Backfill {
             Outcome::Search(found) => self.found(&table, found),
             Outcome::Chunk { read, batch, took } => {
                 let Job::Chunk(request, ticket) = job else { return };
+                let is_refresh = self.refresh.as_ref().is_some_and(|refresh| refresh.expects(ticket));
+                if is_refresh {
+                    return self.refreshed(&table, ticket, (request.gate, read, batch));
+                }
                 let Some(run) = self.runs.get_mut(&table) else { return };
                 if !run.expects(ticket) {
                     return;
                 }
                 match read {
                     Ok(ChunkRead::Rows(chunk)) => {
-                        // A chunk that was asked for before the gate says nothing about it.
-                        if let (Door::Known(gate), Some(passed)) = (&self.door, &request.gate)
-                            && Arc::ptr_eq(gate, passed)
-                        {
-                            self.door = Door::Open;
-                        }
-                        self.waiting = None;
+                        self.pass(request.gate.as_ref());
+                        let Some(run) = self.runs.get_mut(&table) else { return };
                         self.errors.remove(&table);
                         self.newest = Some(Arc::clone(&chunk.seen));
                         self.pace.read(batch.changes().len(), batch.size_bytes(), took);
@@ -395,6 +434,32 @@ impl Backfill {
                     Err(error) => self.refused(&table, ticket, request.max_rows, error),
                 }
             }
+        }
+    }
+
+    /// A chunk has passed the gate that it was asked for with; one that was asked for before says nothing about it.
+    fn pass(&mut self, passed: Option<&Gate>) {
+        if let (Door::Known(gate), Some(passed)) = (&self.door, passed)
+            && Arc::ptr_eq(gate, passed)
+        {
+            self.door = Door::Open;
+        }
+        self.waiting = None;
+    }
+
+    /// Rows were looked up that lack columns in their topic.
+    fn refreshed(&mut self, table: &str, ticket: run::Ticket, (gate, read, batch): (Option<Gate>, Result<ChunkRead>, Batch)) {
+        match read {
+            Ok(ChunkRead::Rows(chunk)) => {
+                self.pass(gate.as_ref());
+                self.newest = Some(Arc::clone(&chunk.seen));
+                return self.ready.push_back(ReadyChunk { table: table.to_owned(), ticket, chunk, batch });
+            }
+            Ok(ChunkRead::Waiting(what)) => self.waiting = Some(what),
+            Err(error) => tracing::warn!(table, %error, "rows that lack columns in their topic could not be read; trying again"),
+        }
+        if let Some(refresh) = &mut self.refresh {
+            refresh.again(ticket);
         }
     }
 
@@ -463,6 +528,9 @@ impl Backfill {
             return Ok(Emitted::Rows(Encoded::default()));
         }
         let Some(ready) = self.ready.pop_front() else { return Ok(Emitted::Discarded) };
+        if self.refresh.as_ref().is_some_and(|refresh| refresh.expects(ready.ticket)) {
+            return self.emit_refresh(&ready, encoder, progress, out);
+        }
         let Some(run) = self.runs.get_mut(&ready.table) else { return Ok(Emitted::Discarded) };
         let progress_place = progress.next_place();
         let known = progress.backfills.entry(ready.table.clone()).or_default();
@@ -491,7 +559,7 @@ impl Backfill {
             return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }));
         }
         let rows = ready.batch.changes().len() as u64;
-        let mut judge = Judge(superseded);
+        let mut judge = Judge { superseded, refresh: self.refresh.as_mut(), published: None };
         let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
         let known = progress.backfills.entry(ready.table.clone()).or_default();
         known.rows += rows;
@@ -503,8 +571,11 @@ impl Backfill {
             (false, _) => {}
             (true, Some(_)) => run.begin_burial(),
             (true, None) => {
-                finish(&ready.table, known);
-                self.runs.remove(&ready.table);
+                let topic = run.topic;
+                match finish(&ready.table, known) {
+                    true => drop(self.runs.remove(&ready.table)),
+                    false => drop(self.runs.insert(ready.table.clone(), Run::new(topic, known))),
+                }
             }
         }
         self.desk.give_back(ready.batch);
@@ -512,9 +583,43 @@ impl Backfill {
         Ok(Emitted::Rows(encoded))
     }
 
+    /// Publishes rows that lack columns in their topic.
+    fn emit_refresh(
+        &mut self,
+        ready: &ReadyChunk,
+        encoder: &mut Encoder,
+        progress: &Progress,
+        out: &mut Transaction,
+    ) -> Result<Emitted> {
+        let Some(refresh) = &mut self.refresh else { return Ok(Emitted::Discarded) };
+        let Some(topic) = encoder.topic_of(&ready.table) else { return Ok(Emitted::Discarded) };
+        let superseded = self.journal.superseded(topic, &*ready.chunk.seen);
+        if matches!(superseded, Superseded::All) {
+            refresh.again(ready.ticket);
+            return Ok(Emitted::Discarded);
+        }
+        let mut judge = Judge { superseded, refresh: Some(refresh), published: Some(HashSet::new()) };
+        let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
+        let Judge { superseded, refresh, published } = judge;
+        if let (Some(refresh), Some(published)) = (refresh, published) {
+            // A row that is not there has its tombstone: the stream has passed what the snapshot saw.
+            refresh.land(ready.ticket, |key| published.contains(key) || !superseded.holds(key));
+        }
+        self.forget();
+        Ok(Emitted::Rows(encoded))
+    }
+
+    /// Writes which rows lack columns from now on, and which do not any more, into the log transaction that makes it so.
+    pub fn write_refresh(&mut self, out: &mut Transaction) {
+        if let Some(refresh) = &mut self.refresh {
+            refresh.write(&self.refresh_topic, now_us() / 1000, out);
+        }
+    }
+
     /// Takes what every chunk on its way sees out of the journal.
     fn forget(&mut self) {
-        let oldest = self.runs.values().filter_map(Run::oldest_floor).min_by_key(|(ticket, _)| *ticket);
+        let refresh = self.refresh.as_ref().and_then(Refresh::oldest_floor);
+        let oldest = self.runs.values().filter_map(Run::oldest_floor).chain(refresh).min_by_key(|(ticket, _)| *ticket);
         match oldest {
             Some((_, Some(floor))) => self.journal.forget(&*floor),
             Some((_, None)) => {}
@@ -527,22 +632,39 @@ impl Backfill {
     }
 }
 
-fn finish(table: &str, known: &mut TableBackfill) {
+/// All rows were read. False if they are read once more.
+fn finish(table: &str, known: &mut TableBackfill) -> bool {
+    if std::mem::take(&mut known.again) {
+        *known = fresh();
+        return false;
+    }
     known.state = BackfillState::Done;
     known.finished_at = Some(now_text());
     let TableBackfill { rows, published, buried, .. } = known;
     tracing::info!(table, rows, published, buried, "all rows of the table were read");
+    true
 }
 
-/// The journal looks on while the stream is encoded.
+/// The journal looks on while the stream is encoded, and so does who refreshes rows.
 impl Side for Backfill {
     #[inline]
     fn passes(&mut self, batch: &Batch, change: &Change, topic: u32, event: &Keys<'_>) -> bool {
-        if self.journal.watches(topic) && !self.runs.is_empty() {
+        if self.journal.watches(topic) && self.is_active() {
             let transaction = batch.transaction_id(&batch.transactions()[change.transaction as usize]);
             self.journal.touch(topic, transaction, event.key, event.is_whole);
             if let Some(old_key) = event.old_key {
                 self.journal.touch(topic, transaction, old_key, true);
+            }
+        }
+        if let Some(refresh) = self.refresh.as_mut().filter(|refresh| !event.is_whole || refresh.is_active()) {
+            let schema = &batch.schemas()[change.schema as usize];
+            if event.is_whole {
+                refresh.settle(&schema.table, event.key);
+            } else if !refresh.add(topic, schema, event.key) {
+                self.overflowed.insert(schema.table.clone());
+            }
+            if let Some(old_key) = event.old_key {
+                refresh.settle(&schema.table, old_key);
             }
         }
         true
@@ -552,17 +674,37 @@ impl Side for Backfill {
         if change.op == Op::Truncate && self.options.mode == BackfillMode::Initial {
             self.truncated.insert(batch.schemas()[change.schema as usize].table.clone());
         }
-        if self.journal.watches(topic) && !self.runs.is_empty() {
+        if self.journal.watches(topic) && self.is_active() {
             self.journal.touch_all(topic, batch.transaction_id(&batch.transactions()[change.transaction as usize]));
         }
     }
 }
 
 /// Leaves out rows for which something at least as new is published.
-struct Judge<'a>(Superseded<'a>);
+struct Judge<'a> {
+    superseded: Superseded<'a>,
+    /// Rows that are published whole need no refresh.
+    refresh: Option<&'a mut Refresh>,
+    /// Of a refresh, the keys that were published; only rows that it asked for are.
+    published: Option<HashSet<Vec<u8>>>,
+}
 
 impl Side for Judge<'_> {
-    fn passes(&mut self, _: &Batch, _: &Change, _: u32, event: &Keys<'_>) -> bool {
-        fault::variant("publish-stale-rows") || !self.0.holds(event.key)
+    fn passes(&mut self, batch: &Batch, change: &Change, _: u32, event: &Keys<'_>) -> bool {
+        if self.superseded.holds(event.key) && !fault::variant("publish-stale-rows") {
+            return false;
+        }
+        let table = &batch.schemas()[change.schema as usize].table;
+        match (&mut self.refresh, &mut self.published) {
+            (Some(refresh), Some(published)) => {
+                if !refresh.wants(table, event.key) {
+                    return false;
+                }
+                published.insert(event.key.to_vec());
+            }
+            (Some(refresh), None) => refresh.settle(table, event.key),
+            (None, _) => {}
+        }
+        true
     }
 }

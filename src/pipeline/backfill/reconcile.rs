@@ -4,7 +4,12 @@
 //! is older is a candidate. It is looked up by the rules of every other row: one snapshot, and nothing is done about a key that a
 //! transaction touched which the snapshot does not see.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use headwater_connector::{Error, Result, codes as contract};
 
@@ -113,9 +118,9 @@ impl Search {
 
 /// Which share of the keys this one belongs to.
 fn share(key: &[u8], passes: u32) -> u32 {
-    // FNV-1a: only evenness matters.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-    ((hash >> 32) % u64::from(passes.max(1))) as u32
+    let mut hasher = DefaultHasher::new();
+    hasher.write(key);
+    (hasher.finish() % u64::from(passes.max(1))) as u32
 }
 
 /// Era and sequence number of `hw.pos`.

@@ -133,6 +133,10 @@ impl SourceConnector for ModelConnector {
         BackfillOptions { mode: BackfillMode::Never, ..BackfillOptions::default() }
     }
 
+    fn refreshes(&self) -> bool {
+        false
+    }
+
     fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
         Err(lost("the model knows no conditions"))
     }
