@@ -14,4 +14,5 @@ headwater_connector::codes! { "src/pipeline/codes";
     BACKFILL_REFUSED = "HW1181", Config, "a backfill cannot be done as asked";
     BACKFILL_BAD_KEY = "HW1182", Config, "a file of keys has a line that is no key";
     BACKFILL_IDLE = "HW1183", Environment, "a backfill is asked of a connector that does not run";
+    REFRESH_TOPIC = "HW1184", Retry, "the topic of rows that lack columns is made";
 }

@@ -17,8 +17,9 @@ use uuid::Uuid;
 
 use super::{
     backfill::{
-        Backfill, Emitted,
+        Backfill,
         order::{Order, Reply},
+        publish::Emitted,
         view::BackfillView,
     },
     handle::{Commit, Status},
@@ -62,6 +63,7 @@ pub struct Ingest {
     pub status: Arc<Status>,
     owned: AtomicBool,
     resumed: AtomicBool,
+    wants_refresh: AtomicBool,
 }
 
 impl Ingest {
@@ -79,6 +81,7 @@ impl Ingest {
             status: Arc::new(Status::new(name)),
             owned: AtomicBool::new(false),
             resumed: AtomicBool::new(false),
+            wants_refresh: AtomicBool::new(false),
         }
     }
 
@@ -90,6 +93,16 @@ impl Ingest {
     /// Whether [`resume`](Self::resume) was called.
     pub(super) fn is_resumed(&self) -> bool {
         self.resumed.load(Ordering::Relaxed)
+    }
+
+    /// Rows lack columns: there has to be a topic that names them.
+    pub(super) fn want_refresh(&self) {
+        self.wants_refresh.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`want_refresh`](Self::want_refresh) was called.
+    pub(super) fn wants_refresh(&self) -> bool {
+        self.wants_refresh.load(Ordering::Relaxed)
     }
 
     /// This process has committed a checkpoint of its own: from now on another writer in the checkpoint is a rival.
@@ -122,14 +135,14 @@ impl Ingest {
     async fn stream(&self, started: Started, shutdown: &mut Shutdown) -> Result<()> {
         let Started { mut writer, source, encoder, progress, refresh } = started;
         let backfill = Backfill::new(self, &progress, &encoder, refresh);
-        let mut line = Line { source, encoder, progress, backfill, batch: Batch::default(), status: Arc::clone(&self.status) };
+        let mut line = Line { source, encoder, progress, backfill, batch: Batch::default() };
         let mut spare = vec![line.encoder.transaction(), line.encoder.transaction()];
         let mut ready: Option<Ready> = None;
         loop {
             line.backfill.turn(&line.progress.backfills, &line.encoder);
             let limits = line.backfill.patience(limits(&self.commit, ready.is_some()));
             let out = spare.pop().unwrap_or_else(|| line.encoder.transaction());
-            let next = line.next(out, &limits, shutdown);
+            let next = line.next(self, out, &limits, shutdown);
             let next = match ready.take() {
                 None => next.await?,
                 Some(current) => {
@@ -213,21 +226,20 @@ struct Line {
     progress: Progress,
     backfill: Backfill,
     batch: Batch,
-    status: Arc<Status>,
 }
 
 impl Line {
     /// A chunk that is due, or what the stream brings.
-    async fn next(&mut self, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
+    async fn next(&mut self, ingest: &Ingest, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
         out.clear(KEEP_BYTES);
-        let orders = self.status.orders.take();
+        let orders = ingest.status.orders.take();
         if !orders.is_empty() {
             return Ok(self.obey(orders, out));
         }
         if self.backfill.is_due(&mut *self.source)? {
             return self.chunk(out);
         }
-        self.read(out, limits, shutdown).await
+        self.read(ingest, out, limits, shutdown).await
     }
 
     /// Makes what is asked about tables a log transaction of its own.
@@ -268,8 +280,8 @@ impl Line {
     }
 
     /// Pulls a batch and makes it a log transaction.
-    async fn read(&mut self, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
-        let Self { source, encoder, progress, backfill, batch, .. } = self;
+    async fn read(&mut self, ingest: &Ingest, mut out: Transaction, limits: &Limits, shutdown: &mut Shutdown) -> Result<Next> {
+        let Self { source, encoder, progress, backfill, batch } = self;
         batch.clear(KEEP_BYTES);
         tokio::select! {
             biased;
@@ -281,6 +293,7 @@ impl Line {
         };
         let place = progress.next_place();
         let encoded = encoder.encode(batch, place, &mut out, backfill)?;
+        backfill.require_topic(ingest)?;
         let is_asked = backfill.follow(&mut progress.backfills, place);
         if is_asked {
             backfill.take_up(&progress.backfills, encoder);

@@ -114,7 +114,7 @@ async fn check_topics(plan: &Plan, source: &SourcePlan, log: &SharedLog, routes:
     let internal = InternalTopics::new(&plan.prefix, &source.name);
     let dead_letters = source.events.on_data_error == OnDataError::DeadLetter;
     // Counts are compared with those that are pinned, at the start.
-    let specs = start::topic_specs(&internal, routes, None, (dead_letters, source.connector.refreshes()));
+    let specs = start::topic_specs(&internal, routes, None, (dead_letters, false));
     log.check_topics(&specs).await.unwrap_or_else(|error| vec![Finding::error(error)])
 }
 
@@ -133,7 +133,7 @@ async fn plan_source(plan: &Plan, source: &SourcePlan, log: &SharedLog, planned:
     let tables = source.connector.tables().await.map_err(start::gather)?;
     let routes = Routes::new(&source.name, &source.events, &tables).map_err(start::gather)?;
     let dead_letters = source.events.on_data_error == OnDataError::DeadLetter;
-    let specs = start::topic_specs(&internal, &routes, source.events.partitions, (dead_letters, source.connector.refreshes()));
+    let specs = start::topic_specs(&internal, &routes, source.events.partitions, (dead_letters, false));
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let states = log.topics(&names).await?;
     planned.topics.extend(specs.iter().zip(states).map(|(spec, state)| planned_topic(spec, state, log.default_partitions())));

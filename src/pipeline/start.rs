@@ -27,8 +27,8 @@ pub struct Started {
     pub source: Box<dyn Source>,
     pub encoder: Encoder,
     pub progress: Progress,
-    /// Rows whose newest event lacks columns.
-    pub refresh: Refresh,
+    /// Rows whose newest event lacks columns; none if there is no topic that could name them.
+    pub refresh: Option<Refresh>,
 }
 
 /// What a reset makes of a checkpoint.
@@ -256,11 +256,15 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
         progress.identity = Some(found.clone());
     }
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
-    let refreshes = ingest.connector.refreshes();
+    // The topic is there once a row has lacked columns.
+    let refreshes = states.iter().any(|state| state.name == internal.refresh);
     let pending = if refreshes { ingest.log.last_records(&internal.refresh).await? } else { Vec::new() };
     let topics = (dead_letters, refreshes);
     let encoder = Encoder::new(&ingest.name, routes, internal, progress.partitions.clone(), tables, topics);
-    let refresh = Refresh::load(&pending, |table| Some((encoder.topic_of(table)?, encoder.schema_of(table)?)))?;
+    let refresh = match refreshes {
+        true => Some(Refresh::load(&pending, |table| Some((encoder.topic_of(table)?, encoder.schema_of(table)?)))?),
+        false => None,
+    };
     Ok(Started { writer, source, encoder, progress, refresh })
 }
 
@@ -397,6 +401,12 @@ pub fn topic_specs(
     specs
 }
 
+/// Whether rows are refreshed, and one has ever lacked columns.
+async fn wants_refresh(ingest: &Ingest, internal: &InternalTopics) -> Result<bool> {
+    let exists = || async { Ok(ingest.log.topics(std::slice::from_ref(&internal.refresh)).await?.iter().any(Option::is_some)) };
+    Ok(ingest.connector.refreshes() && (ingest.wants_refresh() || exists().await?))
+}
+
 /// The topics, and which of them were there before.
 async fn ensure_topics(
     ingest: &Ingest,
@@ -405,7 +415,8 @@ async fn ensure_topics(
     known: &BTreeMap<String, String>,
 ) -> Result<(Vec<TopicState>, HashSet<String>)> {
     let dead_letters = ingest.events.on_data_error == OnDataError::DeadLetter;
-    let mut specs = topic_specs(internal, routes, ingest.events.partitions, (dead_letters, ingest.connector.refreshes()));
+    let mut specs =
+        topic_specs(internal, routes, ingest.events.partitions, (dead_letters, wants_refresh(ingest, internal).await?));
     // What exists is adopted here and compared with what is pinned later, so that a grown topic keeps its old hashing (K9).
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let exist = ingest.log.topics(&names).await?;

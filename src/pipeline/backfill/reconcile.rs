@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use headwater_connector::{Error, Result, codes as contract};
+use headwater_connector::Result;
 
 use crate::log::{From, SharedLog};
 
@@ -80,7 +80,7 @@ impl Search {
                 break;
             }
             for record in page {
-                let is_new = position(&record.headers)? >= self.since;
+                let is_new = position(&record.headers) >= self.since;
                 if std::mem::take(&mut is_first) && is_new {
                     // Everything behind it is new too.
                     return Ok(Some(Found { keys: Vec::new(), next: self.next_partition(place) }));
@@ -123,16 +123,15 @@ fn share(key: &[u8], passes: u32) -> u32 {
     (hasher.finish() % u64::from(passes.max(1))) as u32
 }
 
-/// Era and sequence number of `hw.pos`.
-fn position(headers: &[(String, Vec<u8>)]) -> Result<(u32, u64)> {
+/// Era and sequence number of `hw.pos`. A record without it is none of ours, and so from before.
+fn position(headers: &[(String, Vec<u8>)]) -> (u32, u64) {
     let text = headers.iter().find(|(name, _)| name == "hw.pos").and_then(|(_, value)| std::str::from_utf8(value).ok());
     let parse = |text: &str| {
         let (era, rest) = text.split_once('-')?;
         let (seq, _) = rest.split_once('-')?;
         Some((u32::from_str_radix(era, 16).ok()?, u64::from_str_radix(seq, 16).ok()?))
     };
-    text.and_then(parse)
-        .ok_or_else(|| Error::new(&contract::INVARIANT, "a record of the topic has no place in the connector's history"))
+    text.and_then(parse).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -152,8 +151,7 @@ mod tests {
     #[test]
     fn places_are_read_from_the_header() {
         let header = |text: &str| vec![("hw.op".to_owned(), b"c".to_vec()), ("hw.pos".to_owned(), text.as_bytes().to_vec())];
-        assert_eq!(position(&header("0002-00000000000a-00000001")).unwrap(), (2, 10));
-        position(&header("2")).unwrap_err();
-        position(&[]).unwrap_err();
+        assert_eq!(position(&header("0002-00000000000a-00000001")), (2, 10));
+        assert_eq!((position(&header("2")), position(&[])), ((0, 0), (0, 0)));
     }
 }
