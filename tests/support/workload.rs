@@ -192,7 +192,11 @@ impl Writer {
             Err(error) => {
                 let code = error.code().map_or_else(|| panic!("the workload failed: {error}"), postgres::error::SqlState::code);
                 assert_eq!(code, "40P01", "the workload failed: {error:?}");
-                client.batch_execute("ROLLBACK").expect("a rollback");
+                // The server may crash right here.
+                if let Err(error) = client.batch_execute("ROLLBACK") {
+                    assert!(is_crash(client, &error), "a rollback failed: {error:?}");
+                    return false;
+                }
                 progress.deadlocks.fetch_add(1, Ordering::SeqCst);
             }
         }
