@@ -42,6 +42,10 @@ pub struct Options {
     /// What happens to large values that an update did not touch, which the log does not carry.
     #[serde(default)]
     pub large_values: LargeValues,
+    /// Prefixes of logical messages (`pg_logical_emit_message`) that become events, as rows of a table `hw.message`; `*` stands for any
+    /// characters. By default none. PostgreSQL 14 or newer.
+    #[serde(default)]
+    pub messages: Option<Tables>,
 }
 
 /// One name or a list of names.
@@ -95,6 +99,8 @@ pub struct Settings {
     pub on_truncate: OnTruncate,
     /// See [`Options`].
     pub large_values: LargeValues,
+    /// Patterns of prefixes; none if messages are not read.
+    pub messages: Vec<String>,
 }
 
 /// A `schema.table` pattern.
@@ -122,7 +128,7 @@ impl Pattern {
 }
 
 /// `*` matches any bytes; everything else matches itself. Backtracks only to the last star, so it is never exponential.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut at, mut seen, mut star) = (0, 0, None);
     while seen < text.len() {
         match pattern.get(at) {
@@ -186,6 +192,11 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
             failover: options.failover,
             on_truncate: options.on_truncate,
             large_values: options.large_values,
+            messages: match options.messages {
+                None => Vec::new(),
+                Some(Tables::Many(prefixes)) => prefixes,
+                Some(Tables::One(prefix)) => vec![prefix],
+            },
         }),
         _ => Err(faults),
     }
