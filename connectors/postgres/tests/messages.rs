@@ -263,6 +263,97 @@ async fn a_server_that_crashes_sends_no_message_again() {
     assert_eq!(told, INTERLEAVED);
 }
 
+/// What one writer has done: messages outside of transactions with the place that the server gave them, and committed transactions.
+#[derive(Default)]
+struct Written {
+    lone: Vec<(u64, String)>,
+    committed: Vec<[String; 3]>,
+}
+
+/// A session that writes messages of both kinds and of many sizes, in and out of transactions, half of which it rolls back.
+fn write(port: u16, database: &str, writer: u32) -> Written {
+    let mut client = support::sql::connect(port, database).unwrap();
+    let mut written = Written::default();
+    let mut random = u64::from(writer) + 1;
+    for number in 0..80 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (size, kind) = ((random >> 33) % 3000, (random >> 50) % 3);
+        let (id, row) = (format!("w{writer}n{number}"), writer * 1000 + number);
+        let lone = format!("SELECT pg_logical_emit_message(false, 'lone', '{id}' || repeat('x', {size}))");
+        let mut emit = |client: &mut postgres::Client| {
+            let rows = client.simple_query(&lone).unwrap();
+            let place = rows.iter().find_map(|message| match message {
+                postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            });
+            let place = place.expect("a place");
+            let (high, low) = place.split_once('/').unwrap();
+            let place = u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap();
+            written.lone.push((place, format!("0 !lone={id}")));
+        };
+        if kind == 0 {
+            emit(&mut client);
+            continue;
+        }
+        let part = format!("pg_logical_emit_message(true, 'part', '{id}' || repeat('y', {size}))");
+        client.batch_execute(&format!("BEGIN; INSERT INTO t VALUES ({row}); SELECT {part}")).unwrap();
+        emit(&mut client);
+        client.batch_execute(&format!("INSERT INTO t VALUES (-{row})")).unwrap();
+        client.batch_execute(if kind == 1 { "COMMIT" } else { "ROLLBACK" }).unwrap();
+        if kind == 1 {
+            written.committed.push([format!("0 row {row}"), format!("1 part={id}"), format!("2 row -{row}")]);
+        }
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn among_many_writers_every_message_comes_once_however_often_the_reader_dies() {
+    for server in servers() {
+        let shop = Shop::new(server, json!({ "messages": ALL })).await;
+        let (port, database) = (server.port(), shop.database.clone());
+        let writers: Vec<_> = (1..=4)
+            .map(|writer| {
+                let database = database.clone();
+                std::thread::spawn(move || write(port, &database, writer))
+            })
+            .collect();
+        let end = std::thread::spawn(move || {
+            let all: Vec<Written> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+            support::sql::connect(port, &database).unwrap().batch_execute("INSERT INTO t VALUES (0)").unwrap();
+            all
+        });
+        let (mut told, mut position) = (Vec::<String>::new(), shop.start.position.clone());
+        for life in 1.. {
+            let mut source = shop.open(&position).await;
+            for _ in 0..life % 7 * 3 {
+                let limits = Limits { max_changes: life % 5 + 1, max_wait: Duration::from_millis(20), ..Limits::default() };
+                let mut batch = Batch::default();
+                source.next_batch(&mut batch, &limits).await.unwrap();
+                told.extend(texts(&batch).iter().map(|text| text.trim_end_matches(['x', 'y']).to_owned()));
+                position = batch.position().unwrap_or(&position).clone();
+            }
+            source.ack(&position).await.unwrap();
+            if told.iter().any(|text| text == "0 row 0") {
+                break;
+            }
+        }
+        let mut all = end.join().unwrap();
+        let mut lone: Vec<(u64, String)> = all.iter_mut().flat_map(|written| written.lone.drain(..)).collect();
+        lone.sort();
+        let lone: Vec<String> = lone.into_iter().map(|(_, text)| text).collect();
+        let (found, rest): (Vec<String>, Vec<String>) = told.into_iter().partition(|text| text.contains('!'));
+        assert_eq!(found, lone, "in the order of their places");
+        let mut found: Vec<[String; 3]> =
+            rest[..rest.len() - 1].chunks_exact(3).map(|three| three.to_vec().try_into().unwrap()).collect();
+        let mut committed: Vec<[String; 3]> = all.into_iter().flat_map(|written| written.committed).collect();
+        found.sort();
+        committed.sort();
+        assert_eq!(found, committed);
+        assert_eq!(rest.len(), committed.len() * 3 + 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn inside_a_transaction_messages_stay_as_they_were_switched() {
     for server in servers() {
