@@ -3,6 +3,7 @@
 mod events;
 mod huge;
 mod lives;
+mod messages;
 
 use crate::support::{
     daemon::Home,

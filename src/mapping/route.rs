@@ -23,6 +23,8 @@ pub struct Route {
     pub columns: Option<ColumnChoice>,
     /// Rows in the table, roughly; none if unknown.
     pub estimated_rows: Option<u64>,
+    /// Whether it has rows that can be read.
+    pub readable: bool,
     /// The table as it is.
     pub schema: Arc<Schema>,
 }
@@ -112,6 +114,7 @@ fn route(connector: &str, events: &Events, rule: &TableRule, found: &Table) -> R
         topic,
         columns,
         estimated_rows: found.estimated_rows,
+        readable: found.readable,
         schema: Arc::clone(&found.schema),
     })
 }
@@ -229,7 +232,7 @@ mod tests {
     fn table(name: &str) -> Table {
         let column = |name: &str| Column { name: name.into(), r#type: Type::Int64, source_type: "int8".into(), nullable: false };
         let schema = Schema { table: name.into(), columns: vec![column("id"), column("note")], key: vec![0] };
-        Table { schema: Arc::new(schema), estimated_rows: None }
+        Table { schema: Arc::new(schema), estimated_rows: None, readable: true }
     }
 
     fn faults(events: &str, tables: &[&str]) -> Vec<String> {

@@ -192,7 +192,11 @@ impl Writer {
             Err(error) => {
                 let code = error.code().map_or_else(|| panic!("the workload failed: {error}"), postgres::error::SqlState::code);
                 assert_eq!(code, "40P01", "the workload failed: {error:?}");
-                client.batch_execute("ROLLBACK").expect("a rollback");
+                // The server may crash right here.
+                if let Err(error) = client.batch_execute("ROLLBACK") {
+                    assert!(is_crash(client, &error), "a rollback failed: {error:?}");
+                    return false;
+                }
                 progress.deadlocks.fetch_add(1, Ordering::SeqCst);
             }
         }
@@ -233,13 +237,10 @@ impl Writer {
             let (kind, value) =
                 [("int", "'7'"), ("text", "'später'"), ("boolean", "'true'"), ("int", "NULL")][self.rng.usize(0..4)];
             let name = ["extra", "Über 1", "surplus"][self.rng.usize(0..3)];
-            let reshape = format!("SELECT truth.reshape('{kind}', {value}, '{name}', {});", self.rng.bool());
-            let put = format!("SELECT truth.put_account({}, 'reshaped', true);", self.account());
-            if self.rng.u32(0..4) == 0 {
-                // One that never was, with a row of it.
-                script.push_str(&format!("SAVEPOINT reshape;{reshape}{put}ROLLBACK TO reshape;"));
-            }
-            script.push_str(&format!("{reshape}{put}"));
+            // Not also once before, up to a savepoint that is rolled back: PostgreSQL 15.18 was seen to describe the table without the
+            // column afterwards, to whoever decodes its log.
+            script.push_str(&format!("SELECT truth.reshape('{kind}', {value}, '{name}', {});", self.rng.bool()));
+            script.push_str(&format!("SELECT truth.put_account({}, 'reshaped', true);", self.account()));
         }
         script + &self.changes()
     }

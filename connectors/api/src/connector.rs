@@ -59,6 +59,8 @@ pub struct Table {
     pub schema: Arc<Schema>,
     /// Rows in it, roughly; none if unknown.
     pub estimated_rows: Option<u64>,
+    /// Whether it has rows that can be read; what is in the log alone has none.
+    pub readable: bool,
 }
 
 /// Something that `run` would create or change at the server.

@@ -12,7 +12,7 @@ use crate::{
     connector::{Selected, select},
     creation,
     error::protocol,
-    publication, slot,
+    message, publication, slot,
     slot::Slot,
     standby,
 };
@@ -34,6 +34,10 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
     for (_, table) in &tables {
         let key = table.schema.key_names().join(", ");
         found.push(Finding::ok(format!("table {} is keyed by {key}", table.schema.table)));
+    }
+    if let Some(schema) = message::schema(settings) {
+        let (table, key) = (&schema.table, schema.key_names().join(", "));
+        found.push(Finding::ok(format!("logical messages become events as rows of {table}, keyed by {key}")));
     }
     large_values(settings, &tables, &mut found);
     generated(&tables, &mut found);

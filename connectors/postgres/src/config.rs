@@ -46,6 +46,10 @@ pub struct Options {
     /// `mode` and limits.
     #[serde(default)]
     pub backfill: BackfillOptions,
+    /// Prefixes of logical messages (`pg_logical_emit_message`) that become events, as rows of a table `hw.message`; `*` stands for any
+    /// characters. By default none. PostgreSQL 14 or newer.
+    #[serde(default)]
+    pub messages: Option<Tables>,
 }
 
 /// One name or a list of names.
@@ -103,6 +107,8 @@ pub struct Settings {
     pub large_values: LargeValues,
     /// See [`Options`].
     pub backfill: BackfillOptions,
+    /// Patterns of prefixes; none if messages are not read.
+    pub messages: Vec<String>,
 }
 
 /// A `schema.table` pattern.
@@ -130,7 +136,7 @@ impl Pattern {
 }
 
 /// `*` matches any bytes; everything else matches itself. Backtracks only to the last star, so it is never exponential.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut at, mut seen, mut star) = (0, 0, None);
     while seen < text.len() {
         match pattern.get(at) {
@@ -195,6 +201,11 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
             on_truncate: options.on_truncate,
             large_values: options.large_values,
             backfill: options.backfill,
+            messages: match options.messages {
+                None => Vec::new(),
+                Some(Tables::Many(prefixes)) => prefixes,
+                Some(Tables::One(prefix)) => vec![prefix],
+            },
         }),
         _ => Err(faults),
     }

@@ -16,6 +16,7 @@ use crate::{
     connection::{Connection, ident, literal},
     creation::{self, Tries},
     error::protocol,
+    message,
     position::{Lsn, Place},
     publication,
     reader::{self, PostgresReader},
@@ -144,15 +145,17 @@ pub async fn select(catalog: &mut Catalog, settings: &Settings) -> Result<(Vec<S
             );
         }
     }
+    faults.extend(message::unsupported(settings, catalog.sql().await?.major_version()?));
     let mut tables = Vec::new();
     for table in facts {
+        faults.extend(message::collision(settings, &table.full_name()));
         match relation::schema_now(catalog, settings, &table).await? {
             Ok(schema) => {
                 faults.extend(relation::refused_updates(&table));
                 if settings.large_values == LargeValues::Full && table.identity != 'f' {
                     faults.push(needs_full(&table));
                 }
-                let found = Table { schema: Arc::new(schema), estimated_rows: table.estimated_rows };
+                let found = Table { schema: Arc::new(schema), estimated_rows: table.estimated_rows, readable: true };
                 tables.push((table, found));
             }
             Err(fault) => faults.push(fault),
@@ -179,7 +182,16 @@ impl SourceConnector for PostgresConnector {
         let selected = select(&mut catalog, &self.settings).await;
         catalog.rest().await;
         let (tables, faults) = selected.map_err(|error| vec![error])?;
-        if faults.is_empty() { Ok(tables.into_iter().map(|(_, table)| table).collect()) } else { Err(faults) }
+        // Nothing of it is at the server, so it is listed, and not selected.
+        let messages = message::schema(&self.settings).map(|schema| Table {
+            schema: Arc::new(schema),
+            estimated_rows: Some(0),
+            readable: false,
+        });
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(tables.into_iter().map(|(_, table)| table).chain(messages).collect())
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
@@ -282,6 +294,7 @@ impl SourceConnector for PostgresConnector {
         // Everything else that this source asks, it asks the server that it streams from.
         let settings = &Arc::new(Settings { server: session.pin(&self.settings.server), ..Settings::clone(&self.settings) });
         slot::require_same(identity, &found)?;
+        slot::require_same_ordinals(identity, &found, place)?;
         // The checkpoint's identity is of the session that published the position, so its timeline is the one that was left.
         let (left, now) = (slot::timeline(identity), slot::timeline(&found));
         let mut catalog = Catalog::new(settings);

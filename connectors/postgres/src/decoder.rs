@@ -7,7 +7,8 @@ use crate::{
     config::OnTruncate,
     decode,
     error::protocol,
-    pgoutput::{self, Begin, Cell, Message, Old, Tuple},
+    message::Messages,
+    pgoutput::{self, Begin, Cell, EPOCH_2000_US, Logical, Message, Old, Tuple},
     position::{Lsn, Partial, Place},
     relation::{Shape, Stale, Tables},
     wire::{Cursor, Torn},
@@ -23,7 +24,7 @@ pub enum Event {
     Nothing,
     /// A raw row message was taken; the batch may have outgrown its limits.
     Row,
-    /// A transaction is complete.
+    /// A transaction, or a message outside of any, is complete.
     Boundary,
     /// A table is described; the caller looks up what is missing and puts it into `tables`.
     Relation,
@@ -54,6 +55,7 @@ pub struct Decoder {
     /// The tables described so far.
     pub tables: Tables,
     on_truncate: OnTruncate,
+    messages: Option<Messages>,
     base: Lsn,
     resume: Option<Partial>,
     open: Option<Open>,
@@ -64,10 +66,11 @@ pub struct Decoder {
 
 impl Decoder {
     /// Continues behind `place`.
-    pub fn new(place: Place, on_truncate: OnTruncate) -> Self {
+    pub fn new(place: Place, on_truncate: OnTruncate, messages: Option<Messages>) -> Self {
         Self {
             tables: Tables::default(),
             on_truncate,
+            messages,
             base: place.base,
             resume: place.partial,
             open: None,
@@ -136,7 +139,10 @@ impl Decoder {
         match frame.first() {
             Some(b'w') => {
                 let message = frame.get(HEAD..).ok_or(Torn).and_then(pgoutput::parse).map_err(|Torn| torn())?;
-                self.message(message, batch)
+                match message {
+                    Message::Logical(message) if !message.transactional => self.lone(&message, sent_us(frame), batch),
+                    message => self.message(message, batch),
+                }
             }
             Some(b'k') => self.keepalive(frame),
             _ => Err(torn()),
@@ -169,8 +175,8 @@ impl Decoder {
             Message::Commit { commit, end } => self.commit(commit, end),
             Message::Relation(_) => Ok(Event::Relation),
             Message::Truncate { relations } => self.truncate(batch, relations),
-            Message::Logical { transactional: true } => self.count().map(|_| Event::Row),
-            Message::Origin | Message::Type | Message::Logical { transactional: false } => Ok(Event::Nothing),
+            Message::Logical(message) => self.logical(&message, batch),
+            Message::Origin | Message::Type => Ok(Event::Nothing),
         }
     }
 
@@ -255,6 +261,43 @@ impl Decoder {
             }
             Err(fault) => Err(fault.into_error(shape, self.open.as_ref().map(|open| id(&open.begin)))),
         }
+    }
+
+    /// A message of the open transaction.
+    fn logical(&mut self, message: &Logical<'_>, batch: &mut Batch) -> Result<Event> {
+        let Some(ordinal) = self.count()? else { return Ok(Event::Nothing) };
+        if self.messages.as_ref().is_some_and(|messages| messages.take(message.prefix)) {
+            self.announce(batch);
+            self.messages.iter().for_each(|messages| messages.push(batch, ordinal, message));
+        }
+        Ok(Event::Row)
+    }
+
+    /// A message outside of any transaction, which is one of its own here, published by its own place.
+    ///
+    /// The server sends such a message when it reads its record, and a transaction when it reads the record of its commit. So they come
+    /// in the order in which these records end, whichever transactions are open meanwhile: everything that ends before the message was
+    /// sent before it, everything else begins its last record behind it. Its end is therefore a base like the end of a commit. The
+    /// server resumes with the records that begin there, which leaves out this message, and nothing that was not sent.
+    fn lone(&mut self, message: &Logical<'_>, sent_us: i64, batch: &mut Batch) -> Result<Event> {
+        if self.open.is_some() {
+            return Err(protocol("a message outside of transactions comes inside one"));
+        }
+        if let Some(partial) = self.resume.filter(|partial| message.end > partial.commit) {
+            return Err(mismatch(partial, "a message from behind it"));
+        }
+        // What ends at or before the base is published.
+        if message.end <= self.base {
+            return Ok(Event::Nothing);
+        }
+        self.base = message.end;
+        let Some(messages) = self.messages.as_ref().filter(|messages| messages.take(message.prefix)) else {
+            return Ok(Event::Nothing);
+        };
+        batch.begin_transaction(&format!("message@{}", message.end), sent_us);
+        messages.push(batch, 0, message);
+        self.changes_end = message.end;
+        Ok(Event::Boundary)
     }
 
     fn truncate(&mut self, batch: &mut Batch, relations: &[u8]) -> Result<Event> {
@@ -383,6 +426,12 @@ fn nth_cell(mut tuple: Tuple<'_>, at: usize) -> Result<Cell<'_>, Torn> {
     tuple.next_cell()
 }
 
+/// When the server sent it, in microseconds since 1970 UTC: a message outside of transactions has no time in the log.
+fn sent_us(frame: &[u8]) -> i64 {
+    let time = frame.get(HEAD - 8..HEAD).and_then(|time| time.try_into().ok()).map_or(0, i64::from_be_bytes);
+    time.saturating_add(EPOCH_2000_US)
+}
+
 /// Names a transaction and where it committed; unique.
 fn id(begin: &Begin) -> String {
     format!("{}@{}", begin.xid, begin.commit)
@@ -403,141 +452,4 @@ fn mismatch(partial: Partial, found: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use headwater_connector::{Column, Kind, Schema, Type};
-
-    use super::*;
-    use crate::{decode::Codec, relation::Table};
-
-    fn frame(message: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![b'w'];
-        bytes.resize(HEAD, 0);
-        bytes.extend_from_slice(message);
-        bytes
-    }
-
-    fn begin(xid: u32, commit: u64) -> Vec<u8> {
-        let mut message = vec![b'B'];
-        message.extend_from_slice(&commit.to_be_bytes());
-        message.extend_from_slice(&0_i64.to_be_bytes());
-        message.extend_from_slice(&xid.to_be_bytes());
-        frame(&message)
-    }
-
-    fn commit(commit: u64, end: u64) -> Vec<u8> {
-        let mut message = vec![b'C', 0];
-        message.extend_from_slice(&commit.to_be_bytes());
-        message.extend_from_slice(&end.to_be_bytes());
-        message.extend_from_slice(&0_i64.to_be_bytes());
-        frame(&message)
-    }
-
-    fn insert(relation: u32, cells: &[&str]) -> Vec<u8> {
-        let mut message = vec![b'I'];
-        message.extend_from_slice(&relation.to_be_bytes());
-        message.push(b'N');
-        message.extend_from_slice(&(cells.len() as u16).to_be_bytes());
-        for cell in cells {
-            message.push(b't');
-            message.extend_from_slice(&(cell.len() as u32).to_be_bytes());
-            message.extend_from_slice(cell.as_bytes());
-        }
-        frame(&message)
-    }
-
-    fn keepalive(end: u64) -> Vec<u8> {
-        let mut bytes = vec![b'k'];
-        bytes.extend_from_slice(&end.to_be_bytes());
-        bytes.resize(18, 0);
-        bytes
-    }
-
-    fn decoder(place: &str, codecs: Vec<Codec>) -> Decoder {
-        let place = Place::from_position(&headwater_connector::Position::new(place)).unwrap();
-        let mut decoder = Decoder::new(place, OnTruncate::Stop);
-        let column = |_| Column { name: "c".into(), r#type: Type::String, source_type: "text".into(), nullable: true };
-        let columns = codecs.iter().map(column).collect();
-        let identity = vec![true; codecs.len()];
-        let schema = Arc::new(Schema { table: "public.t".into(), columns, key: vec![0] });
-        decoder.tables.put(Table { id: 1, raw: Vec::new(), shape: Some(Shape { schema, codecs, identity }) });
-        decoder.tables.put(Table { id: 2, raw: Vec::new(), shape: None });
-        decoder
-    }
-
-    fn feed(decoder: &mut Decoder, batch: &mut Batch, frames: &[Vec<u8>]) -> Result<Event> {
-        let mut last = Event::Nothing;
-        for frame in frames {
-            last = decoder.apply(frame, batch)?;
-        }
-        Ok(last)
-    }
-
-    #[test]
-    fn ordinals_count_before_the_filter_and_the_base_is_the_end_of_the_commit() {
-        let (mut decoder, mut batch) = (decoder("1:0/10", vec![Codec::Text]), Batch::default());
-        let frames = [begin(7, 0x20), insert(2, &["x"]), insert(1, &["y"])];
-        assert_eq!(feed(&mut decoder, &mut batch, &frames).unwrap(), Event::Row);
-        assert_eq!(batch.changes()[0].ordinal, 1);
-        assert_eq!(decoder.place().to_string(), "1:0/10:7@0/20+2");
-        assert_eq!(feed(&mut decoder, &mut batch, &[commit(0x20, 0x28)]).unwrap(), Event::Boundary);
-        assert_eq!(decoder.place().to_string(), "1:0/28");
-        assert_eq!(batch.transaction_id(&batch.transactions()[0]), "7@0/20");
-    }
-
-    #[test]
-    fn a_partial_transaction_is_skipped_up_to_its_place() {
-        let (mut decoder, mut batch) = (decoder("1:0/10:7@0/20+2", vec![Codec::Text]), Batch::default());
-        feed(&mut decoder, &mut batch, &[keepalive(0x18), begin(7, 0x20), insert(1, &["x"])]).unwrap();
-        assert_eq!(decoder.place().to_string(), "1:0/10:7@0/20+2", "not there yet, and not back either");
-        feed(&mut decoder, &mut batch, &[insert(1, &["y"]), insert(1, &["z"]), commit(0x20, 0x28)]).unwrap();
-        assert_eq!((batch.changes().len(), batch.changes()[0].ordinal), (1, 2));
-    }
-
-    #[test]
-    fn what_does_not_fit_the_position_stops() {
-        let code = |place: &str, frames: &[Vec<u8>]| {
-            let error = feed(&mut decoder(place, vec![Codec::Text]), &mut Batch::default(), frames).unwrap_err();
-            (error.code().id, error.kind())
-        };
-        let mismatch = (codes::PARTIAL_MISMATCH.id, Kind::Lost);
-        assert_eq!(code("1:0/10:7@0/20+2", &[begin(8, 0x20)]), mismatch);
-        assert_eq!(code("1:0/10:7@0/20+2", &[begin(7, 0x21)]), mismatch);
-        assert_eq!(code("1:0/10:7@0/20+2", &[keepalive(0x21)]), mismatch);
-        assert_eq!(code("1:0/10:7@0/20+2", &[begin(7, 0x20), insert(1, &["x"]), commit(0x20, 0x28)]), mismatch);
-        assert_eq!(code("1:0/10", &[begin(7, 0xf)]), (codes::STREAM_BEHIND.id, Kind::Bug));
-        let protocol = (codes::PROTOCOL.id, Kind::Bug);
-        assert_eq!(code("1:0/10", &[insert(1, &["x"])]), protocol);
-        assert_eq!(code("1:0/10", &[begin(7, 0x20), begin(8, 0x30)]), protocol);
-        assert_eq!(code("1:0/10", &[begin(7, 0x20), insert(3, &["x"])]), protocol);
-        assert_eq!(code("1:0/10", &[begin(7, 0x20), insert(1, &["x", "y"])]), protocol);
-        assert_eq!(code("1:0/10", &[begin(7, 0x20), commit(0x30, 0x38)]), protocol);
-        assert_eq!(code("1:0/10", &[frame(b"?")]), protocol);
-    }
-
-    #[test]
-    fn a_keepalive_inside_a_transaction_is_no_progress() {
-        let (mut decoder, mut batch) = (decoder("1:0/10", vec![Codec::Text]), Batch::default());
-        feed(&mut decoder, &mut batch, &[begin(7, 0x20), keepalive(0xff)]).unwrap();
-        assert_eq!(decoder.base(), Lsn(0x10));
-        let last = feed(&mut decoder, &mut batch, &[commit(0x20, 0x28), keepalive(0xff)]).unwrap();
-        assert_eq!((last, decoder.base()), (Event::Idle(Lsn(0xff)), Lsn(0xff)));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn arbitrary_messages_never_panic(
-            messages in proptest::collection::vec(
-                (proptest::sample::select(b"BCIUDTMRO".to_vec()), proptest::collection::vec(0_u8..3, 0..40)), 0..12)
-        ) {
-            let (mut decoder, mut batch) = (decoder("1:0/10", vec![Codec::Text]), Batch::default());
-            let _ = decoder.apply(&begin(7, 0x20), &mut batch);
-            for (tag, rest) in messages {
-                let _ = decoder.apply(&frame(&[&[tag][..], &rest].concat()), &mut batch);
-                let _ = decoder.apply(&rest, &mut batch);
-            }
-            decoder.abandon(&mut batch);
-        }
-    }
-}
+mod tests;

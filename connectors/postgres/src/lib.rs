@@ -12,7 +12,7 @@
 //! 1. `config`, `server`: the options and the url. `codes`, `error`: what can go wrong, and from SQLSTATE to kind.
 //! 2. `connection`, `tls`, `wire`: sessions with pinned settings. `catalog`, `types`: what SQL tells.
 //! 3. `connector`, `slot`, `creation`, `publication`, `standby`, `check`: look, prepare, create, verify, open.
-//! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `decode`, `array`: from bytes to rows, without IO.
+//! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `message`, `decode`, `array`: from bytes to rows, without IO.
 //! 5. `source`, `position`, `monitor`, `watch`: batches, where they end, how far the server is ahead, and what the stream does not tell.
 //! 6. `reader`, `snapshot`: rows that are there already, and which transactions they show.
 
@@ -28,6 +28,7 @@ mod decode;
 mod decoder;
 mod drift;
 mod error;
+mod message;
 mod monitor;
 mod pgoutput;
 mod position;

@@ -31,8 +31,21 @@ pub enum Message<'a> {
     Delete { relation: u32, old: Old<'a> },
     /// Emptied tables: four bytes each.
     Truncate { relations: &'a [u8] },
-    /// `pg_logical_emit_message`; only its place in the order matters here.
-    Logical { transactional: bool },
+    /// `pg_logical_emit_message`; comes only if it was asked for.
+    Logical(Logical<'a>),
+}
+
+/// What somebody wrote into the log that is no row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logical<'a> {
+    /// Whether it is part of a transaction and comes with it.
+    pub transactional: bool,
+    /// Where its record ends.
+    pub end: Lsn,
+    /// What it is about; not UTF-8 if the server cannot convert.
+    pub prefix: &'a [u8],
+    /// Any bytes.
+    pub content: &'a [u8],
 }
 
 /// The head of a transaction.
@@ -241,12 +254,12 @@ fn truncate(mut cursor: Cursor<'_>) -> Result<Message<'_>, Torn> {
 
 fn logical(mut cursor: Cursor<'_>) -> Result<Message<'_>, Torn> {
     let transactional = cursor.u8()? & 1 == 1;
-    cursor.u64()?;
-    cursor.text()?;
+    let end = Lsn(cursor.u64()?);
+    let prefix = cursor.bytes()?;
     let len = usize::try_from(cursor.u32()?).map_err(|_| Torn)?;
-    cursor.take(len)?;
+    let content = cursor.take(len)?;
     cursor.end()?;
-    Ok(Message::Logical { transactional })
+    Ok(Message::Logical(Logical { transactional, end, prefix, content }))
 }
 
 #[cfg(test)]

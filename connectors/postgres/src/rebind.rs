@@ -91,7 +91,7 @@ fn require_same_messages(stored: &Identity, found: &Identity) -> Result<()> {
         let (stored, found) = (stored.get(part).unwrap_or_default(), found.get(part).unwrap_or_default());
         if stored != found {
             return Err(slot::other_source(part, stored, found).hint(
-                "Let the transaction that is partly published end with the former publication, or begin anew without --rebind.",
+                "Let the transaction that is partly published end with the former publication and `messages`, or begin anew without --rebind.",
             ));
         }
     }

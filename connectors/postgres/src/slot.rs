@@ -12,8 +12,11 @@ use crate::{
     position::{Lsn, Place},
 };
 
-/// What shapes ordinals besides the publication (a partial position is only good under the same).
-const OPTIONS: &str = "proto_version=1";
+/// What shapes ordinals besides the publication (a partial position is only good under the same). Which prefixes are wanted does not:
+/// the server sends all messages or none.
+fn options(settings: &Settings) -> &'static str {
+    if settings.messages.is_empty() { "proto_version=1" } else { "proto_version=1, messages" }
+}
 
 /// A slot as the server has it.
 #[derive(Debug)]
@@ -285,20 +288,30 @@ pub async fn identify(session: &mut Connection, settings: &Settings) -> Result<I
         ("database", format!("{}/{}", cell(database, 0), cell(system, 3))),
         ("slot", settings.slot.clone()),
         ("publication", settings.publication.clone()),
-        ("options", OPTIONS.to_owned()),
+        ("options", options(settings).to_owned()),
         (PUBLICATION_ID, publication.first().map(|row| cell(row, 0)).unwrap_or_default().to_owned()),
     ]))
 }
 
-/// Compares all but the timeline, which may change with a failover (see [`require_history`]).
+/// Compares all but the timeline, which may change with a failover (see [`require_history`]), and the options, which may change between
+/// two transactions (see [`require_same_ordinals`]).
 pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
-    for part in ["system", "database", "slot", "publication", "options"] {
+    for part in ["system", "database", "slot", "publication"] {
         let (stored, found) = (stored.get(part).unwrap_or_default(), found.get(part).unwrap_or_default());
         if stored != found {
             return Err(other_source(part, stored, found).hint("Set `url`, `slot` and `publication` back to what they were, or accept this one with `headwater reset CONNECTOR --rebind`."));
         }
     }
     Ok(())
+}
+
+/// C23: a place inside a transaction counts what the server sends, so there the options that shape that must stay.
+pub fn require_same_ordinals(stored: &Identity, found: &Identity, place: Place) -> Result<()> {
+    let (stored, found) = (stored.get("options").unwrap_or_default(), found.get("options").unwrap_or_default());
+    let Some(partial) = place.partial.filter(|_| stored != found) else { return Ok(()) };
+    Err(other_source("options", stored, found)
+        .at("transaction", format!("{}@{}", partial.xid, partial.commit))
+        .hint("Set `messages` back to what it was until the transaction that is partly published has ended."))
 }
 
 /// One part of the identity differs.
@@ -356,8 +369,9 @@ pub fn start_command(settings: &Settings, base: Lsn) -> String {
         _ if fault::variant("resume-where-the-slot-stands") => Lsn(0),
         base => base,
     };
+    let messages = if settings.messages.is_empty() { "" } else { ", messages 'true'" };
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {base} (proto_version '1', publication_names {publications})",
+        "START_REPLICATION SLOT {} LOGICAL {base} (proto_version '1', publication_names {publications}{messages})",
         ident(&settings.slot)
     )
 }

@@ -17,6 +17,7 @@ use crate::{
     config::Settings,
     decoder::{Decoder, Event, HEAD},
     error::protocol,
+    message::{self, Messages},
     monitor::{Quiet, StreamMonitor},
     pgoutput::{self, Message},
     position::{Lsn, Place},
@@ -63,7 +64,7 @@ impl PostgresSource {
             StreamMonitor::new(settings.server.clone(), &settings.slot, Arc::clone(&stream.shared), watching, watch.drift());
         Self {
             catalog: Catalog::new(&settings),
-            decoder: Decoder::new(place, settings.on_truncate),
+            decoder: Decoder::new(place, settings.on_truncate, Messages::of(&settings)),
             settings,
             identity,
             stream,
@@ -152,6 +153,9 @@ impl PostgresSource {
             return Ok(());
         }
         let selected = self.settings.tables.iter().any(|pattern| pattern.matches(relation.schema, relation.name));
+        if selected && let Some(fault) = message::collision(&self.settings, &format!("{}.{}", relation.schema, relation.name)) {
+            return Err(fault);
+        }
         let shape = match selected {
             true => {
                 self.catalog.forget_types();

@@ -70,12 +70,17 @@ impl<'a> Cursor<'a> {
         self.array().map(i64::from_be_bytes)
     }
 
-    /// Text up to a zero byte, which is swallowed.
-    pub fn text(&mut self) -> Result<&'a str, Torn> {
+    /// Bytes up to a zero byte, which is swallowed.
+    pub fn bytes(&mut self) -> Result<&'a [u8], Torn> {
         let end = memchr::memchr(0, self.0).ok_or(Torn)?;
-        let text = self.take(end)?;
+        let bytes = self.take(end)?;
         self.take(1)?;
-        std::str::from_utf8(text).map_err(|_| Torn)
+        Ok(bytes)
+    }
+
+    /// The same, as text.
+    pub fn text(&mut self) -> Result<&'a str, Torn> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| Torn)
     }
 
     /// Fails unless everything was read.

@@ -37,7 +37,7 @@ struct Recording {
 
 fn source_of(port: u16, database: &str) -> Box<dyn SourceConnector> {
     let url = format!("postgres://postgres@127.0.0.1:{port}/{database}?connect_timeout=30");
-    connector(&url, json!({ "on_truncate": "event" }))
+    connector(&url, json!({ "on_truncate": "event", "messages": "*" }))
 }
 
 /// Opens and reads until so many changes came, or an error.
@@ -65,7 +65,7 @@ async fn record() -> Recording {
         &database,
         "INSERT INTO t SELECT i, repeat('x', i * 200), i / 3.0, 'well', ARRAY[i, NULL] FROM generate_series(1, 20) i;
          UPDATE t SET m = 'ill' WHERE id > 15; UPDATE t SET id = 100 WHERE id = 1; DELETE FROM t WHERE id < 5;
-         SELECT pg_logical_emit_message(true, 'x', 'y'); UPDATE t SET n = 1 WHERE id = 7; TRUNCATE t",
+         SELECT pg_logical_emit_message(true, 'x', 'y'), pg_logical_emit_message(false, 'x', 'y'); UPDATE t SET n = 1 WHERE id = 7; TRUNCATE t",
     );
     let heard = Arc::new(Mutex::new(Vec::<Vec<u8>>::new()));
     let listening = Arc::clone(&heard);
@@ -79,10 +79,10 @@ async fn record() -> Recording {
         (same(), down)
     })
     .await;
-    // Twenty inserts, five and one and one updates, three deletes and the truncate. The table is described once, so that the
+    // Twenty inserts, five and one and one updates, three deletes, two messages and the truncate. The table is described once, so that the
     // sessions are the same whatever arrives together.
-    let rows = read(&*source_of(relay.port, &database), &start, 31).await.expect("a real server");
-    assert_eq!(rows, 31);
+    let rows = read(&*source_of(relay.port, &database), &start, 33).await.expect("a real server");
+    assert_eq!(rows, 33);
     let mut connections = heard.lock().unwrap().clone();
     // The end of the copy was said in answer to the client's.
     let end = starts(&connections[0]).into_iter().find(|at| connections[0][*at] == b'c').expect("a polite end");

@@ -14,7 +14,7 @@ fn schema() -> Arc<Schema> {
 
 fn encoder(events: &str, schema: &Arc<Schema>) -> Encoder {
     let events: Events = serde_json::from_str(events).unwrap();
-    let tables = [Table { schema: Arc::clone(schema), estimated_rows: None }];
+    let tables = [Table { schema: Arc::clone(schema), estimated_rows: None, readable: true }];
     let routes = Routes::new("shop", &events, &tables).unwrap();
     let dead = events.on_data_error == crate::mapping::rule::OnDataError::DeadLetter;
     let partitions = routes.iter().map(|route| (route.topic.clone(), 3)).collect();

@@ -76,7 +76,7 @@ pub fn enlist(
     backfills.retain(|table, _| routes.get(table).is_some());
     for route in routes.iter() {
         backfills.entry(route.table.clone()).or_insert_with(|| match mode {
-            BackfillMode::Initial if !is_old => TableBackfill {
+            BackfillMode::Initial if !is_old && route.readable => TableBackfill {
                 estimated: route.estimated_rows,
                 reconcile: existed.contains(&route.topic).then_some((place.era, place.seq)),
                 ..fresh()

@@ -104,6 +104,11 @@ impl Request {
                 None => "Name the table as schema.table; `headwater backfill CONNECTOR --list` lists them.".to_owned(),
             }));
         };
+        if !table.readable {
+            return Err(Error::new(&codes::BACKFILL_REFUSED, "what is in the log alone has no rows to be read")
+                .at("table", &self.table)
+                .hint("Name a table of the database."));
+        }
         if self.reconcile && (self.condition.is_some() || !self.keys.is_empty() || self.from.is_some()) {
             return Err(Error::new(&codes::BACKFILL_REFUSED, "a part of a table cannot be reconciled")
                 .at("table", &self.table)

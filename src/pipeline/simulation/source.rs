@@ -80,7 +80,7 @@ impl SourceConnector for ModelConnector {
 
     async fn tables(&self) -> Result<Vec<Table>, Vec<Error>> {
         self.ask("tables").await.map_err(|error| vec![error])?;
-        let table = |schema: &Arc<Schema>| Table { schema: Arc::clone(schema), estimated_rows: None };
+        let table = |schema: &Arc<Schema>| Table { schema: Arc::clone(schema), estimated_rows: None, readable: true };
         Ok(self.server.schemas[..FILTERED].iter().map(table).collect())
     }
 
