@@ -267,7 +267,7 @@ async fn any_key_cuts_its_table_so_that_every_row_comes_once_and_in_order() {
             let keys = Some(Arc::new(vec![end.clone()]));
             let (_, batch) = chunk(reader.as_mut(), &ChunkRequest { keys, ..first(&name, 9) }).await;
             let found: Vec<String> = rows(&batch).into_iter().map(|row| text(batch.value(row, 0))).collect();
-            assert_eq!(found, [label.clone()], "{table}");
+            assert_eq!(found, std::slice::from_ref(label), "{table}");
             after = Some(end);
         }
     }
