@@ -40,7 +40,7 @@ on() { local bin=HEADWATER_PG_BIN_$1; export HEADWATER_PG_BIN=${!bin}; }
 oldest=${majors[0]} newest=${majors[${#majors[@]} - 1]}
 
 # Suites of the PostgreSQL source that every version has to pass; the others start the version that they are about.
-on_each=" suite stops slots publications rows ddl types login "
+on_each=" suite stops slots publications rows ddl types login backfill backfill_states "
 each=() rest=(--lib)
 for file in connectors/postgres/tests/*.rs; do
     name=$(basename "$file" .rs)

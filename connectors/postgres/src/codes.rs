@@ -62,4 +62,5 @@ headwater_connector::codes! { "codes";
     BACKFILL_TABLE = "HW2070", Config, "a table whose rows are to be read is gone";
     ROW_SECURITY = "HW2071", Environment, "a row security policy would hide rows";
     CONDITION_REFUSED = "HW2072", Config, "the server refuses the condition of a backfill";
+    BACKFILL_WAITS = "HW2073", Retry, "a chunk of a table cannot be read now";
 }

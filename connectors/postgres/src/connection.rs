@@ -212,6 +212,32 @@ impl Connection {
         }
     }
 
+    /// Has the server look whether this is one statement that it could run.
+    pub async fn parse(&mut self, sql: &str) -> Result<Result<(), ServerError>> {
+        timeout(QUERY_TIMEOUT, self.look_at(sql)).await.map_err(|_| silent())?
+    }
+
+    async fn look_at(&mut self, sql: &str) -> Result<Result<(), ServerError>> {
+        let mut out = BytesMut::new();
+        frontend::parse("", sql, [], &mut out).map_err(|_| protocol("a statement holds a zero byte"))?;
+        frontend::sync(&mut out);
+        self.send(&out).await?;
+        let mut refused = None;
+        loop {
+            let (tag, body) = self.receive().await?;
+            match tag {
+                b'E' => refused = Some(server_error(&body)?),
+                b'S' => self.note_parameter(&body)?,
+                b'Z' => return Ok(refused.map_or(Ok(()), Err)),
+                b'1' | b'N' => {}
+                _ => return Err(protocol("an unexpected message came in answer to a statement")),
+            }
+            if let Some(error) = refused.as_ref().filter(|error| error.state.starts_with("57P")) {
+                return Ok(Err(error.clone()));
+            }
+        }
+    }
+
     /// Sends a replication command that answers with a two-way copy; then the socket belongs to the stream.
     pub async fn start_copy(&mut self, command: &str) -> Result<Result<(), ServerError>> {
         timeout(QUERY_TIMEOUT, self.begin_copy(command)).await.map_err(|_| silent())?

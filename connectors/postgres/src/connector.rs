@@ -1,6 +1,9 @@
 //! The configured source: looks, prepares, creates, verifies, opens.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use headwater_connector::{
@@ -16,10 +19,10 @@ use crate::{
     connection::{Connection, ident, literal},
     creation::{self, Tries},
     error::protocol,
-    message,
+    keys, message,
     position::{Lsn, Place},
     publication,
-    reader::{self, PostgresReader},
+    reader::PostgresReader,
     rebind, relation, slot,
     source::PostgresSource,
     standby::{self, Role},
@@ -34,12 +37,14 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(2);
 pub struct PostgresConnector {
     settings: Arc<Settings>,
     tries: Tries,
+    /// With the very server that the stream came from last.
+    streamed: Mutex<Option<Arc<Settings>>>,
 }
 
 impl PostgresConnector {
     /// Touches nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings), tries: Tries::default() }
+        Self { settings: Arc::new(settings), tries: Tries::default(), streamed: Mutex::default() }
     }
 
     fn catalog(&self) -> Catalog {
@@ -281,11 +286,13 @@ impl SourceConnector for PostgresConnector {
     }
 
     fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
-        Ok(reader::condition(schema, condition))
+        Ok(keys::condition(schema, condition))
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        Ok(Box::new(PostgresReader::new(Arc::clone(&self.settings))))
+        // What one server has made visible, another may not have yet.
+        let streamed = self.streamed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Box::new(PostgresReader::new(streamed.unwrap_or_else(|| Arc::clone(&self.settings)))))
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
@@ -314,6 +321,7 @@ impl SourceConnector for PostgresConnector {
             // Such a server cannot convert, only refuse without naming the row; let the bytes come and judge them here (T9).
             session.query("SET client_encoding TO 'SQL_ASCII'").await?;
         }
+        *self.streamed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(settings));
         self.start(&mut session, place).await?;
         // Once more, now that nobody else can move it: another daemon may have had the slot until a moment ago.
         slot::require_behind(&mut catalog, settings, place, moved).await?;

@@ -14,7 +14,7 @@
 //! 3. `connector`, `slot`, `creation`, `publication`, `standby`, `check`: look, prepare, create, verify, open.
 //! 4. `stream`: the socket task. `pgoutput`, `decoder`, `relation`, `message`, `decode`, `array`: from bytes to rows, without IO.
 //! 5. `source`, `position`, `monitor`, `watch`: batches, where they end, how far the server is ahead, and what the stream does not tell.
-//! 6. `reader`, `snapshot`: rows that are there already, and which transactions they show.
+//! 6. `reader`, `keys`, `gate`, `snapshot`: rows that are there already, in the order of their keys, and which transactions they show.
 
 mod array;
 mod catalog;
@@ -28,6 +28,8 @@ mod decode;
 mod decoder;
 mod drift;
 mod error;
+mod gate;
+mod keys;
 mod message;
 mod monitor;
 mod pgoutput;

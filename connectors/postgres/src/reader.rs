@@ -1,20 +1,26 @@
 //! Reads rows that are in a table already: a chunk in one snapshot, with what tells which transactions it saw.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Batch, Before, Chunk, ChunkRead, ChunkRequest, Condition, Cursor, Error, Gate, Op, Result, Schema, Snapshot, TableReader,
-    Value, fault,
+    Batch, Before, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Op, Result, Schema, Snapshot, TableReader, Value,
+    codes as shared, fault,
 };
 
 use crate::{
-    catalog::{Catalog, TableFacts, cell, flag, number},
+    catalog::{Catalog, TableFacts, cell, flag},
     codes,
     config::Settings,
     connection::{ident, literal},
     decode::{self, Codec},
     error::{ServerError, lost, protocol},
+    gate::Ended,
+    keys::Keyed,
     position::{Lsn, Place},
     relation,
     snapshot::{PrimarySnapshot, StandbySnapshot},
@@ -23,49 +29,51 @@ use crate::{
 
 /// Rows fetched first from a table whose rows are of unknown size; what they turn out to be decides about the next fetch.
 const FIRST_FETCH: usize = 64;
-/// The most rows of one fetch.
+/// The most rows of one fetch, and how many times the last one it may be: nothing tells how wide the rows behind it are.
 const MAX_FETCH: usize = 20_000;
+const GROWTH: usize = 8;
+/// A chunk ends with the fetch that comes to this. The table is locked as long, lightly; but whoever waits for a heavy lock stops all others.
+const LONG_ENOUGH: Duration = Duration::from_secs(2);
+/// Chunks' worth of rows behind the end of one that the server may send before it is hung up on.
+const SURPLUS: usize = 2;
 /// Smaller tables are read as one range.
 const MIN_SPLIT: u64 = 200_000;
-/// About so many rows are sampled for each range.
-const SAMPLE: u64 = 300;
+/// About so many rows are sampled for each range. They come by whole pages, whose rows are often next to each other in the key as well.
+const SAMPLE: u64 = 1000;
 /// Sizes of the log's pages and of the longest head of a page.
 const PAGE: u64 = 8192;
 const PAGE_HEAD: u64 = 40;
 
-/// The plan must follow the key's index: a sort of the rest of the table for every chunk would read it again and again.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; \
-    SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; \
-    SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
+/// A chunk waits for the lock only a little: it is tried again, and does not stand in the way of a heavy lock that is wanted behind it.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL lock_timeout = '2s'; \
+    SET LOCAL enable_seqscan = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
+
+/// The plan of a range must follow the key's index: a sort of the rest of the table for every chunk would read it again and again.
+const IN_ORDER: &str = "SET LOCAL enable_sort = off; SET LOCAL enable_incremental_sort = off; SET LOCAL enable_bitmapscan = off";
+
+/// Rows that meet a condition should come soon; else the next attempt looks at a part of the table only.
+const SHORT: &str = "SET LOCAL statement_timeout = '2s'";
+const CANCELLED: &str = "57014";
 
 /// Where the server's log stands, for a standby what of it is replayed.
 const STANDING: &str = "SELECT pg_is_in_recovery(), \
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
-
-/// What must have ended before the first chunk.
-struct Ended {
-    /// On a primary: what held its own number then, from the moment it got one until it was visible.
-    running: Vec<u32>,
-    /// On a standby: everything below, and the log up to here.
-    xmax: u64,
-    replayed: Option<Lsn>,
-}
 
 /// A table as a chunk's snapshot has it.
 struct Shape {
     facts: TableFacts,
     schema: Arc<Schema>,
     codecs: Vec<Codec>,
-    /// The publication's row filter.
-    filter: Option<String>,
+    keyed: Keyed,
 }
 
 /// What the first statement of a chunk's transaction told.
-struct Taken {
+pub struct Taken {
     seen: Arc<dyn Snapshot>,
-    primary: Option<PrimarySnapshot>,
-    xmin: u64,
-    replayed: Option<Lsn>,
+    /// On a primary.
+    pub primary: Option<PrimarySnapshot>,
+    /// On a standby: what it had replayed before the snapshot.
+    pub replayed: Option<Lsn>,
     barrier: Lsn,
 }
 
@@ -73,70 +81,79 @@ struct Taken {
 pub struct PostgresReader {
     settings: Arc<Settings>,
     catalog: Catalog,
-    /// Bytes of a row on average, by table.
-    widths: HashMap<String, usize>,
     schemas: HashMap<String, Arc<Schema>>,
+    /// Tables with a condition that so few rows meet, or that no index helps with, that it took long to find one.
+    sparse: HashSet<String>,
 }
 
 impl PostgresReader {
     /// Connects at the first request.
     pub fn new(settings: Arc<Settings>) -> Self {
         let catalog = Catalog::new(&settings);
-        Self { settings, catalog, widths: HashMap::new(), schemas: HashMap::new() }
+        Self { settings, catalog, schemas: HashMap::new(), sparse: HashSet::new() }
     }
 
     /// Opens the transaction, locks the table, and only then takes the snapshot: a rewriting ALTER in between would show an empty table.
-    async fn begin(&mut self, table: &str) -> Result<Taken> {
-        let (schema, name) = split_name(table);
+    async fn begin(&mut self, request: &ChunkRequest) -> Result<Taken> {
+        let (schema, name) = split_name(&request.table);
+        let encoding = if self.is_unencoded().await? { "; SET LOCAL client_encoding TO 'SQL_ASCII'" } else { "" };
         let row = self.catalog.query(STANDING).await?;
         let row = row.first().map(Vec::as_slice).unwrap_or_default();
         let (is_standby, before) = (flag(row, 0), cell(row, 1).parse::<Lsn>().ok());
         let end = if is_standby { "pg_last_wal_replay_lsn()" } else { "pg_current_wal_insert_lsn()" };
-        // ONLY leaves out tables that inherit; partitions are locked with their table, which has no rows of its own.
+        let order = if request.keys.is_none() { IN_ORDER } else { "SET LOCAL enable_sort = on" };
+        // Partitions are locked with their table, which has no rows of its own; so are tables that inherit, which are not read.
         let lock = format!(
-            "{BEGIN}; LOCK TABLE {}.{} IN ACCESS SHARE MODE; SELECT pg_current_snapshot(), {end}",
+            "{BEGIN}; {order}{encoding}; LOCK TABLE {}.{} IN ACCESS SHARE MODE; \
+             SELECT pg_current_snapshot(), {end}, pg_is_in_recovery()",
             ident(schema),
             ident(name)
         );
-        let rows = self.catalog.sql().await?.try_query(&lock).await?.map_err(|refused| unreadable(table, &refused))?;
+        let rows = self.catalog.sql().await?.try_query(&lock).await?.map_err(|refused| self.unreadable(request, &refused))?;
         let row = rows.last().map(Vec::as_slice).unwrap_or_default();
         let snapshot = PrimarySnapshot::parse(cell(row, 0)).ok_or_else(|| protocol("a snapshot cannot be read"))?;
         let barrier: Lsn = cell(row, 1).parse().map_err(|()| protocol("the server's log position cannot be read"))?;
-        let xmin = cell(row, 0).split(':').next().and_then(|xmin| xmin.parse().ok()).unwrap_or(0);
+        if flag(row, 2) != is_standby {
+            // What the new primary writes is behind the end of what it replayed as a standby.
+            return Err(waits(request, "the standby becomes the primary"));
+        }
         Ok(match before.filter(|_| is_standby || fault::variant("watermark-window")) {
             Some(replayed) => {
-                Taken { seen: Arc::new(StandbySnapshot { replayed }), primary: None, xmin, replayed: Some(replayed), barrier }
+                Taken { seen: Arc::new(StandbySnapshot { replayed }), primary: None, replayed: Some(replayed), barrier }
             }
             None => Taken {
                 seen: Arc::new(snapshot.clone()),
                 primary: Some(snapshot),
-                xmin,
                 replayed: None,
                 barrier: start_of_page(barrier),
             },
         })
     }
 
+    /// Whether the database does not know what its texts mean: it would refuse to show what is not UTF-8, where the stream shows the bytes.
+    async fn is_unencoded(&mut self) -> Result<bool> {
+        Ok(self.catalog.sql().await?.parameter("server_encoding") == Some("SQL_ASCII"))
+    }
+
+    async fn attempt(&mut self, request: &ChunkRequest, batch: &mut Batch) -> Result<ChunkRead> {
+        let taken = self.begin(request).await?;
+        if let Some(gate) = request.gate.as_ref().and_then(|gate| gate.downcast_ref::<Ended>())
+            && let Some(waiting) = gate.waits_for(&mut self.catalog, &taken).await?
+        {
+            self.catalog.query("COMMIT").await?;
+            return Ok(ChunkRead::Waiting(waiting));
+        }
+        let shape = self.shape(&request.table).await?;
+        let end = self.rows(request, &shape, batch).await?;
+        self.catalog.query("COMMIT").await?;
+        let barrier = Place::at(taken.barrier).to_position();
+        Ok(ChunkRead::Rows(Chunk { seen: taken.seen, barrier, end, table_id: shape.facts.oid.to_string() }))
+    }
+
     async fn shape(&mut self, table: &str) -> Result<Shape> {
         let (schema, name) = split_name(table);
-        let gone = || {
-            Error::new(&codes::BACKFILL_TABLE, "a table whose rows are to be read is gone")
-                .at("table", table)
-                .hint("Take it out of `tables`, or create it again and restart the connector.")
-        };
-        let facts = self.catalog.table_named(schema, name).await?.ok_or_else(gone)?;
-        // Before 15 a publication has no row filters.
-        let select = if self.catalog.sql().await?.major_version()? < 15 { "SELECT WHERE false --" } else { "SELECT" };
-        let published = self
-            .catalog
-            .query(&format!(
-                "{select} coalesce(pg_get_expr(r.prqual, r.prrelid), '') FROM pg_publication p \
-                 JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = {} AND r.prrelid = {}",
-                literal(&self.settings.publication),
-                facts.oid
-            ))
-            .await?;
-        let filter = published.first().map(|row| cell(row, 0).to_owned()).filter(|filter| !filter.is_empty());
+        let facts = self.catalog.table_named(schema, name).await?.ok_or_else(|| gone(table))?;
+        let filter = self.row_filter(&facts).await?;
         self.catalog.forget_types();
         let mut codecs = Vec::with_capacity(facts.columns.len());
         for column in &facts.columns {
@@ -149,64 +166,129 @@ impl PostgresReader {
             None => Arc::new(found),
         };
         self.schemas.insert(table.to_owned(), Arc::clone(&schema));
-        Ok(Shape { facts, schema, codecs, filter })
+        let keyed = Keyed::of(&mut self.catalog, &facts, &schema, filter).await?;
+        Ok(Shape { facts, schema, codecs, keyed })
     }
 
-    /// Names what still runs of what the gate asks for.
-    async fn blockers(&mut self, gate: &Ended, taken: &Taken) -> Result<Option<String>> {
-        let Some(snapshot) = &taken.primary else {
-            let behind = gate.replayed > taken.replayed;
-            let what = || format!("the standby to replay the log and to end what ran before transaction {}", gate.xmax);
-            return Ok((behind || taken.xmin < gate.xmax).then(what));
-        };
-        let open: Vec<u32> = gate.running.iter().copied().filter(|xid| !snapshot.has_ended(snapshot.widen(*xid))).collect();
-        if open.is_empty() {
+    /// What the publication asks of rows.
+    async fn row_filter(&mut self, facts: &TableFacts) -> Result<Option<String>> {
+        if self.catalog.sql().await?.major_version()? < 15 {
             return Ok(None);
         }
-        let list = open.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-        let rows = self
-            .catalog
-            .query(&format!(
-                "SELECT x.xid, coalesce(p.gid, ''), coalesce(a.application_name, ''), \
-                 trunc(extract(epoch FROM now() - coalesce(p.prepared, a.xact_start)))::bigint \
-                 FROM unnest('{{{list}}}'::xid[]) AS x(xid) LEFT JOIN pg_prepared_xacts p ON p.transaction = x.xid \
-                 LEFT JOIN pg_stat_activity a ON a.backend_xid = x.xid LIMIT 5"
-            ))
-            .await?;
-        let told: Vec<String> = rows.iter().map(|row| blocker(row)).collect();
-        Ok(Some(format!("{} open transactions to end: {}", open.len(), told.join(", "))))
+        let sql = format!(
+            "SELECT pg_get_expr(r.prqual, r.prrelid) FROM pg_publication p \
+             JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = {} AND r.prrelid = {}",
+            literal(&self.settings.publication),
+            facts.oid
+        );
+        self.catalog.value(&sql).await
     }
 
+    /// Reads rows; the key behind which the next chunk begins, if there can be more.
     async fn rows(&mut self, request: &ChunkRequest, shape: &Shape, batch: &mut Batch) -> Result<Option<Cursor>> {
-        let declare = format!("DECLARE hw NO SCROLL CURSOR FOR {}", select(request, shape));
-        let declared = self.catalog.sql().await?.try_query(&declare).await?;
-        declared.map_err(|refused| refused_condition(request, &refused))?;
+        if let Some(filter) = &request.filter {
+            self.try_condition(request, filter).await?;
+        }
+        let mut horizon = None;
+        let is_sparse = shape.keyed.is_sparse(request);
+        let is_slow = is_sparse && self.sparse.contains(&request.table);
+        if is_slow {
+            let rows = self.catalog.sql().await?.try_query(&shape.keyed.horizon(request)).await?;
+            let rows = rows.map_err(|refused| self.unreadable(request, &refused))?;
+            horizon = rows.into_iter().next().and_then(|row| row.into_iter().collect::<Option<Cursor>>());
+        } else if is_sparse {
+            self.catalog.query(SHORT).await?;
+        }
+        self.declare(request, shape, horizon.as_ref()).await?;
         let mut rows = Rows::new(request, shape, batch);
-        let known = self.widths.get(&request.table).copied();
-        loop {
-            let left = request.max_rows - rows.taken;
-            let fetch = match rows.width().or(known) {
-                Some(width) => (request.max_bytes.saturating_sub(rows.bytes) / width.max(1)).clamp(1, left.min(MAX_FETCH)),
-                None => left.min(FIRST_FETCH),
-            };
+        let began = Instant::now();
+        let mut fetch = FIRST_FETCH.min(request.max_rows);
+        let is_cut = loop {
             let before = rows.seen;
-            let fetched = self.catalog.sql().await?.query_rows(&format!("FETCH {fetch} FROM hw"), |row| rows.push(row)).await?;
-            fetched.map_err(|refused| refused_condition(request, &refused))?;
-            let is_end = rows.seen - before < fetch && rows.seen == rows.taken;
-            if is_end || rows.is_full() {
-                break;
+            let fetched = self.catalog.sql().await?.query_rows(&format!("FETCH {fetch} FROM hw"), |row| rows.push(row)).await;
+            if rows.is_flooded() {
+                // The rows became much wider than they were: to read the rest of the fetch would take longer than to connect again.
+                self.hang_up();
+                break true;
             }
-        }
-        if let Some(width) = rows.width() {
-            self.widths.insert(request.table.clone(), width);
-        }
+            if let Err(refused) = fetched? {
+                if is_sparse && refused.state == CANCELLED {
+                    self.sparse.insert(request.table.clone());
+                }
+                return Err(self.refused(request, &refused));
+            }
+            let is_end = rows.seen - before < fetch && rows.seen == rows.taken;
+            let is_late = began.elapsed() >= LONG_ENOUGH && rows.taken > 0;
+            if is_end || rows.is_full() || is_late {
+                break !is_end;
+            }
+            fetch = rows.next_fetch(fetch);
+        };
         // The chunk was cut short, or as long as was asked for: something may be behind it.
-        Ok(if rows.is_full() { rows.last } else { None })
+        let may_go_on = is_cut || rows.is_full();
+        Ok(if may_go_on { rows.last } else { horizon })
+    }
+
+    /// Opens the cursor, and makes sure that it is on the table that is locked: a schema can be renamed without a lock.
+    async fn declare(&mut self, request: &ChunkRequest, shape: &Shape, horizon: Option<&Cursor>) -> Result<()> {
+        let table = format!("{}.{}", ident(&shape.facts.schema), ident(&shape.facts.name));
+        let select = shape.keyed.select(request, horizon, &shape.schema);
+        let declare = format!("DECLARE hw NO SCROLL CURSOR FOR {select}; SELECT to_regclass({})::oid", literal(&table));
+        let rows = self.catalog.sql().await?.try_query(&declare).await?.map_err(|refused| self.refused(request, &refused))?;
+        match rows.first().map(|row| cell(row, 0).parse::<u32>()) {
+            Some(Ok(oid)) if shape.facts.oid == oid => Ok(()),
+            _ => Err(waits(request, "the table's name went over to another table")),
+        }
+    }
+
+    /// Whether the condition alone is a condition: what ends the statement, or closes a bracket that it did not open, is refused.
+    async fn try_condition(&mut self, request: &ChunkRequest, filter: &str) -> Result<()> {
+        let (schema, name) = split_name(&request.table);
+        let alone = format!("SELECT FROM {}.{} WHERE {filter}", ident(schema), ident(name));
+        self.catalog.sql().await?.parse(&alone).await?.map_err(|refused| self.refused(request, &refused))
+    }
+
+    fn hang_up(&mut self) {
+        self.catalog = Catalog::new(&self.settings);
+    }
+
+    fn unreadable(&self, request: &ChunkRequest, refused: &ServerError) -> Error {
+        let (schema, name) = split_name(&request.table);
+        match refused.state.as_str() {
+            "42P01" | "3F000" => gone(&request.table),
+            "42501" => {
+                let (schema, name, user) = (ident(schema), ident(name), ident(&self.settings.server.user));
+                let hint = format!("Run GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON {schema}.{name} TO {user};");
+                Error::new(&codes::PRIVILEGE, refused.text()).at("table", &request.table).hint(hint)
+            }
+            // A lock that is held, a statement that took too long, a conflict with a standby's recovery.
+            "55P03" | CANCELLED | "40001" | "40P01" => waits(request, refused.text()),
+            _ => refused.clone().into_error().at("table", &request.table),
+        }
+    }
+
+    fn refused(&self, request: &ChunkRequest, refused: &ServerError) -> Error {
+        let state = refused.state.as_str();
+        if state == "42501" && refused.routine == "check_enable_rls" {
+            let user = ident(&self.settings.server.user);
+            return Error::new(&codes::ROW_SECURITY, "a row security policy would hide rows")
+                .at("table", &request.table)
+                .hint(format!("Run ALTER ROLE {user} BYPASSRLS; as a superuser, or take the table out of `tables`."));
+        }
+        // Syntax, names, rights and types, values that cannot be cast or computed with. The table itself is there: it is locked.
+        let is_of_condition = ["42", "22", "0A", "21", "P0"].iter().any(|class| state.starts_with(class));
+        if request.filter.is_some() && is_of_condition {
+            return Error::new(&codes::CONDITION_REFUSED, refused.text())
+                .at("table", &request.table)
+                .hint("Correct the condition: it is put behind WHERE, and tables and functions need their schema.");
+        }
+        self.unreadable(request, refused)
     }
 }
 
 /// Rows on their way into a batch.
 struct Rows<'a> {
+    table: &'a str,
     batch: &'a mut Batch,
     schema: u32,
     codecs: &'a [Codec],
@@ -217,32 +299,44 @@ struct Rows<'a> {
     seen: usize,
     taken: usize,
     bytes: usize,
+    /// Bytes of those that were not.
+    surplus: usize,
     last: Option<Cursor>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(request: &ChunkRequest, shape: &'a Shape, batch: &'a mut Batch) -> Self {
+    fn new(request: &'a ChunkRequest, shape: &'a Shape, batch: &'a mut Batch) -> Self {
         let read_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         batch.begin_transaction("read", read_at.as_micros() as i64);
         let schema = batch.schema_index(&shape.schema);
         let (max_rows, max_bytes) = (request.max_rows, request.max_bytes);
         let (codecs, key) = (shape.codecs.as_slice(), shape.schema.key.as_slice());
-        Self { batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, last: None }
+        let table = request.table.as_str();
+        Self { table, batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, surplus: 0, last: None }
     }
 
     fn is_full(&self) -> bool {
         self.taken >= self.max_rows || self.bytes >= self.max_bytes || self.seen > self.taken
     }
 
-    fn width(&self) -> Option<usize> {
-        self.bytes.checked_div(self.taken).map(|width| width.max(1))
+    /// Whether so much came that is of no use that the rest should not be waited for.
+    fn is_flooded(&self) -> bool {
+        self.surplus > self.max_bytes.saturating_mul(SURPLUS)
+    }
+
+    /// As many rows as should fill the chunk, if they are like those that came, and not many more than came last.
+    fn next_fetch(&self, last: usize) -> usize {
+        let width = self.bytes.checked_div(self.taken).unwrap_or(0).max(1);
+        let most = (self.max_rows - self.taken).min(MAX_FETCH).min(last.saturating_mul(GROWTH));
+        (self.max_bytes.saturating_sub(self.bytes) / width).clamp(1, most.max(1))
     }
 
     /// Takes one row. What comes when the chunk is full is left for the next one.
     fn push(&mut self, row: &[u8]) -> Result<()> {
         self.seen += 1;
         if self.taken >= self.max_rows || self.bytes >= self.max_bytes {
-            return Ok(());
+            self.surplus += row.len();
+            return if self.is_flooded() { Err(protocol("a chunk is overfull")) } else { Ok(()) };
         }
         let torn = |_| protocol("a result row is torn");
         let mut cells = Bytes::new(row);
@@ -266,7 +360,8 @@ impl<'a> Rows<'a> {
                 self.batch.push(Value::Invalid(raw));
             }
             if let Some(place) = self.key.iter().position(|key| *key == at) {
-                last[place] = String::from_utf8_lossy(raw).into_owned();
+                // Changed in the least, it would be another place in the table.
+                last[place] = std::str::from_utf8(raw).map_err(|_| self.bad_key())?.to_owned();
             }
         }
         let after = self.batch.end_row(start);
@@ -276,25 +371,18 @@ impl<'a> Rows<'a> {
         self.last = Some(last);
         Ok(())
     }
+
+    fn bad_key(&self) -> Error {
+        Error::new(&shared::BAD_VALUE, "a key holds bytes that are not UTF-8")
+            .at("table", self.table)
+            .hint("Correct the key in the table, then restart the connector.")
+    }
 }
 
 #[async_trait]
 impl TableReader for PostgresReader {
     async fn gate(&mut self) -> Result<Gate> {
-        // A transaction holds the lock on its own number until after it has become visible; a snapshot's upper end leaves out numbers
-        // that were given away while nothing later has ended.
-        let rows = self
-            .catalog
-            .query(
-                "SELECT pg_current_snapshot(), CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END, \
-                 coalesce((SELECT string_agg(DISTINCT transactionid::text, ',') FROM pg_locks \
-                 WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted), '')",
-            )
-            .await?;
-        let row = rows.first().map(Vec::as_slice).unwrap_or_default();
-        let snapshot = PrimarySnapshot::parse(cell(row, 0)).ok_or_else(|| protocol("a snapshot cannot be read"))?;
-        let running = cell(row, 2).split(',').filter_map(|xid| xid.parse().ok()).collect();
-        Ok(Arc::new(Ended { running, xmax: snapshot.xmax, replayed: cell(row, 1).parse().ok() }))
+        Ok(Arc::new(Ended::now(&mut self.catalog).await?))
     }
 
     async fn split(&mut self, table: &str, parts: usize) -> Result<Vec<Cursor>> {
@@ -304,32 +392,24 @@ impl TableReader for PostgresReader {
             return Ok(Vec::new());
         }
         let percent = (100.0 * (SAMPLE * parts as u64) as f64 / rows as f64).min(100.0);
-        let key = key_list(&shape);
-        let sql = format!(
-            "SELECT {key} FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS hw_at, count(*) OVER () AS hw_all \
-             FROM {} TABLESAMPLE SYSTEM ({percent})) s WHERE hw_at % greatest(hw_all / {parts}, 1) = 0 AND hw_at < hw_all \
-             ORDER BY {key} LIMIT {}",
-            from(&shape.facts),
-            parts - 1
-        );
-        let rows = self.catalog.query(&sql).await?;
+        let rows = self.catalog.query(&shape.keyed.bounds(percent, parts)).await?;
         let whole = |row: Vec<Option<String>>| row.into_iter().collect::<Option<Cursor>>();
         Ok(rows.into_iter().filter_map(whole).collect())
     }
 
     async fn read(&mut self, request: &ChunkRequest, batch: &mut Batch) -> Result<ChunkRead> {
-        let taken = self.begin(&request.table).await?;
-        if let Some(gate) = request.gate.as_ref().and_then(|gate| gate.downcast_ref::<Ended>())
-            && let Some(waiting) = self.blockers(gate, &taken).await?
-        {
-            self.catalog.query("COMMIT").await?;
-            return Ok(ChunkRead::Waiting(waiting));
+        let was_slow = self.sparse.contains(&request.table);
+        let mut read = self.attempt(request, batch).await;
+        if read.is_err() && self.sparse.contains(&request.table) != was_slow {
+            self.hang_up();
+            batch.clear(request.max_bytes);
+            read = self.attempt(request, batch).await;
         }
-        let shape = self.shape(&request.table).await?;
-        let end = self.rows(request, &shape, batch).await?;
-        self.catalog.query("COMMIT").await?;
-        let barrier = Place::at(taken.barrier).to_position();
-        Ok(ChunkRead::Rows(Chunk { seen: taken.seen, barrier, end, table_id: shape.facts.oid.to_string() }))
+        if read.is_err() {
+            // The transaction must not go on holding its lock.
+            self.hang_up();
+        }
+        read
     }
 
     async fn close(mut self: Box<Self>) {
@@ -341,51 +421,6 @@ fn split_name(table: &str) -> (&str, &str) {
     table.split_once('.').unwrap_or(("public", table))
 }
 
-fn from(facts: &TableFacts) -> String {
-    let only = if facts.partitioned { "" } else { "ONLY " };
-    format!("{only}{}.{}", ident(&facts.schema), ident(&facts.name))
-}
-
-fn key_columns(shape: &Shape) -> Vec<String> {
-    shape.schema.key_names().into_iter().map(ident).collect()
-}
-
-fn key_list(shape: &Shape) -> String {
-    key_columns(shape).join(", ")
-}
-
-/// `'text'::type` for each column of a key.
-fn typed(schema: &Schema, cursor: &Cursor) -> String {
-    let values = cursor.iter().zip(&schema.key);
-    values.map(|(text, at)| format!("{}::{}", literal(text), schema.columns[*at].source_type)).collect::<Vec<_>>().join(", ")
-}
-
-/// What an operator asks for, as SQL.
-pub fn condition(schema: &Schema, condition: &Condition<'_>) -> String {
-    match condition {
-        // An untyped literal takes the column's type.
-        Condition::From { column, value } => format!("{} >= {}", ident(column), literal(value)),
-        Condition::Keys(keys) => {
-            let key: Vec<String> = schema.key_names().into_iter().map(ident).collect();
-            let list: Vec<String> = keys.iter().map(|cursor| format!("({})", typed(schema, cursor))).collect();
-            format!("({}) IN ({})", key.join(", "), list.join(", "))
-        }
-    }
-}
-
-/// The statement of a chunk. Bounds are compared by the server alone, in the order of its own index.
-fn select(request: &ChunkRequest, shape: &Shape) -> String {
-    let columns: Vec<String> = shape.schema.columns.iter().map(|column| ident(&column.name)).collect();
-    let key = key_list(shape);
-    let mut conditions = Vec::new();
-    conditions.extend(request.after.as_ref().map(|after| format!("({key}) > ({})", typed(&shape.schema, after))));
-    conditions.extend(request.until.as_ref().map(|until| format!("({key}) <= ({})", typed(&shape.schema, until))));
-    conditions.extend(request.keys.as_ref().map(|keys| condition(&shape.schema, &Condition::Keys(keys))));
-    conditions.extend(shape.filter.iter().chain(&request.filter).map(|filter| format!("({filter})")));
-    let filter = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
-    format!("SELECT {} FROM {}{filter} ORDER BY {key}", columns.join(", "), from(&shape.facts))
-}
-
 /// A place right behind a page's head is where the next record begins; the last one ended before the head, and that is as far as a
 /// reader of the log gets while nothing is written.
 fn start_of_page(lsn: Lsn) -> Lsn {
@@ -393,49 +428,17 @@ fn start_of_page(lsn: Lsn) -> Lsn {
     if within <= PAGE_HEAD { Lsn(lsn.0 - within) } else { lsn }
 }
 
-fn blocker(row: &[Option<String>]) -> String {
-    let mut told = format!("transaction {}", cell(row, 0));
-    if !cell(row, 1).is_empty() {
-        told.push_str(&format!(", prepared as {:?}", cell(row, 1)));
-    }
-    if !cell(row, 2).is_empty() {
-        told.push_str(&format!(", of {:?}", cell(row, 2)));
-    }
-    match number::<i64>(row, 3) {
-        Ok(age) => format!("{told}, {age} s old"),
-        Err(_) => told,
-    }
+fn gone(table: &str) -> Error {
+    Error::new(&codes::BACKFILL_TABLE, "a table whose rows are to be read is gone")
+        .at("table", table)
+        .hint("Take it out of `tables`, or create it again and restart the connector.")
 }
 
-fn unreadable(table: &str, refused: &ServerError) -> Error {
-    let (schema, name) = split_name(table);
-    match refused.state.as_str() {
-        "42P01" | "3F000" => Error::new(&codes::BACKFILL_TABLE, "a table whose rows are to be read is gone")
-            .at("table", table)
-            .hint("Take it out of `tables`, or create it again and restart the connector."),
-        "42501" => Error::new(&codes::PRIVILEGE, refused.text()).at("table", table).hint(format!(
-            "Run GRANT SELECT ON {}.{} TO the connector's user;",
-            ident(schema),
-            ident(name)
-        )),
-        // The transaction stands still and the session is given up.
-        _ => refused.clone().into_error().at("table", table),
-    }
-}
-
-fn refused_condition(request: &ChunkRequest, refused: &ServerError) -> Error {
-    let state = refused.state.as_str();
-    if state == "42501" && refused.message.contains("row-level security") {
-        return Error::new(&codes::ROW_SECURITY, "a row security policy would hide rows")
-            .at("table", &request.table)
-            .hint("Run ALTER ROLE ... BYPASSRLS; for the connector's user, or take the table out of `tables`.");
-    }
-    if request.filter.is_some() && (state.starts_with("42") || state.starts_with("22")) && state != "42501" {
-        return Error::new(&codes::CONDITION_REFUSED, refused.text())
-            .at("table", &request.table)
-            .hint("Correct the condition: it is put behind WHERE, and tables and functions need their schema.");
-    }
-    unreadable(&request.table, refused)
+/// What may pass by itself.
+fn waits(request: &ChunkRequest, what: impl Into<String>) -> Error {
+    Error::new(&codes::BACKFILL_WAITS, what)
+        .at("table", &request.table)
+        .hint("Nothing needs to be done unless it goes on: then end what holds the table.")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod chunks;
 pub mod sql;
 
 use std::{
