@@ -112,8 +112,8 @@ enum Door {
 
 /// What came of a chunk that was ready.
 pub enum Emitted {
-    /// A log transaction, and what encoding it brought.
-    Rows(Encoded),
+    /// A log transaction, what encoding it brought, and how many rows it holds the reading of.
+    Rows(Encoded, u64),
     /// It could not be used and is read again.
     Discarded,
 }
@@ -458,9 +458,9 @@ impl Backfill {
     pub fn emit(&mut self, encoder: &mut Encoder, progress: &mut Progress, out: &mut Transaction) -> Result<Emitted> {
         if let Some(table) = self.finished.pop() {
             let known = progress.backfills.entry(table.clone()).or_default();
-            finish(&table, known);
+            finish(known);
             self.runs.remove(&table);
-            return Ok(Emitted::Rows(Encoded::default()));
+            return Ok(Emitted::Rows(Encoded::default(), 0));
         }
         let Some(ready) = self.ready.pop_front() else { return Ok(Emitted::Discarded) };
         let Some(run) = self.runs.get_mut(&ready.table) else { return Ok(Emitted::Discarded) };
@@ -488,7 +488,7 @@ impl Backfill {
             known.buried += events;
             self.desk.give_back(ready.batch);
             self.forget();
-            return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }));
+            return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }, 0));
         }
         let rows = ready.batch.changes().len() as u64;
         let mut judge = Judge(superseded);
@@ -503,13 +503,13 @@ impl Backfill {
             (false, _) => {}
             (true, Some(_)) => run.begin_burial(),
             (true, None) => {
-                finish(&ready.table, known);
+                finish(known);
                 self.runs.remove(&ready.table);
             }
         }
         self.desk.give_back(ready.batch);
         self.forget();
-        Ok(Emitted::Rows(encoded))
+        Ok(Emitted::Rows(encoded, rows))
     }
 
     /// Takes what every chunk on its way sees out of the journal.
@@ -527,11 +527,9 @@ impl Backfill {
     }
 }
 
-fn finish(table: &str, known: &mut TableBackfill) {
+fn finish(known: &mut TableBackfill) {
     known.state = BackfillState::Done;
     known.finished_at = Some(now_text());
-    let TableBackfill { rows, published, buried, .. } = known;
-    tracing::info!(table, rows, published, buried, "all rows of the table were read");
 }
 
 /// The journal looks on while the stream is encoded.
