@@ -211,7 +211,7 @@ fn plan_shows_what_a_run_would_create_and_then_keep() {
         (&"public.orders".into(), &"shop.orders".into(), &serde_json::json!(["id"]))
     );
     let text = home.run(&["plan"]).stdout;
-    assert!(text.contains("create") && text.contains("rows that exist already are not read"), "{text}");
+    assert!(text.contains("create") && text.contains("reads the rows that are there already"), "{text}");
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     assert_eq!(daemon.terminate(), Some(0));

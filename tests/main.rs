@@ -1,6 +1,7 @@
 //! The black-box tests: one binary, one module per promise, real servers and the real daemon.
 
 mod backfill;
+mod backfill_views;
 mod bad_input;
 mod checker;
 mod cli;

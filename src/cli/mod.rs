@@ -11,6 +11,7 @@ pub mod exit;
 pub mod explain;
 pub mod output;
 pub mod plan;
+mod progress;
 pub mod reset;
 pub mod run;
 pub mod status;

@@ -9,7 +9,7 @@ use super::{
     Outcome, block_on, environment, exit,
     output::{Cell, Format, Output, table},
 };
-use crate::pipeline::preflight::{self, Planned, PlannedConnector, PlannedTable};
+use crate::pipeline::preflight::{self, Planned, PlannedConnector, PlannedRows, PlannedTable, RowsAction};
 
 /// Connects, compares, and prints what `run` would do.
 pub fn run(config: &Path, output: &mut Output) -> Outcome {
@@ -42,12 +42,15 @@ fn text(planned: &Planned, output: &mut Output) -> std::io::Result<()> {
         .collect();
     output.line(&paint.bold("topics"))?;
     indented(output, &table(&["", "TOPIC", "PARTITIONS", "CLEANUP"], &topics, paint))?;
-    for PlannedConnector { name, resumes_at, actions, tables } in &planned.connectors {
+    for PlannedConnector { name, resumes_at, actions, tables, removed } in &planned.connectors {
         output.line("")?;
         output.line(&paint.bold(&format!("connector {name}")))?;
         output.line(&match resumes_at {
             Some(position) => format!("  resumes at {position}"),
-            None => "  first start: begins with the changes after it; rows that exist already are not read".to_owned(),
+            None if tables.iter().any(|table| table.backfill.action == RowsAction::Read) => {
+                "  first start: begins with the changes after it, and reads the rows that are there already".to_owned()
+            }
+            None => "  first start: begins with the changes after it; rows that are there already are not read".to_owned(),
         })?;
         for action in actions {
             let verb = if action.verb == "keep" { action.verb.to_owned() } else { paint.colored(action.verb, AnsiColor::Green) };
@@ -58,7 +61,12 @@ fn text(planned: &Planned, output: &mut Output) -> std::io::Result<()> {
         }
         if !tables.is_empty() {
             let rows: Vec<Vec<Cell>> = tables.iter().map(table_row).collect();
-            indented(output, &table(&["TABLE", "ENTITY", "TOPIC", "KEY", "ROWS NOT READ"], &rows, paint))?;
+            indented(output, &table(&["TABLE", "ENTITY", "TOPIC", "KEY", "ROWS THAT ARE THERE"], &rows, paint))?;
+        }
+        for gone in removed {
+            let topic = gone.topic.as_ref().map_or_else(String::new, |topic| format!("; its topic {topic} stays"));
+            let what = "is not captured any more: what is known of its rows is forgotten";
+            output.line(&format!("  {} {} {what}{topic}", paint.colored("forget", AnsiColor::Yellow), gone.table))?;
         }
     }
     Ok(())
@@ -70,8 +78,21 @@ fn table_row(planned: &PlannedTable) -> Vec<Cell> {
         Cell::plain(&planned.entity),
         Cell::plain(&planned.topic),
         Cell::plain(planned.key.join(", ")),
-        Cell::plain(planned.existing_rows_not_read.map_or_else(String::new, |rows| format!("about {rows}"))),
+        rows(&planned.backfill),
     ]
+}
+
+fn rows(planned: &PlannedRows) -> Cell {
+    let about = planned.estimated_rows.map_or_else(String::new, |rows| format!(", about {rows}"));
+    let then = if planned.reconcile { ", then tombstones for keys that it lacks" } else { "" };
+    match planned.action {
+        RowsAction::Read => Cell::colored(format!("backfill{about}{then}"), AnsiColor::Green),
+        RowsAction::Continue => Cell::colored(format!("backfill goes on after {}{about}{then}", planned.rows), AnsiColor::Green),
+        RowsAction::Paused => Cell::colored(format!("backfill is paused after {}{about}", planned.rows), AnsiColor::Yellow),
+        RowsAction::Done => Cell::plain("nothing: all were read"),
+        RowsAction::Cancelled => Cell::plain("nothing: its backfill was cancelled"),
+        RowsAction::Skip => Cell::plain(format!("not read{about}")),
+    }
 }
 
 fn indented(output: &mut Output, lines: &[String]) -> std::io::Result<()> {

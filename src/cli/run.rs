@@ -5,15 +5,17 @@ use std::{path::Path, time::Duration};
 use headwater_connector::{Error, fault};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
     time::sleep,
 };
 
-use super::{Failure, Outcome, environment, exit, output::Output, start_failed};
+use super::{Failure, Outcome, environment, exit, output::Output, progress, start_failed};
 use crate::{
     config::plan::Plan,
     http, log,
     pipeline::{Daemon, reload::reload},
-    shutdown, telemetry,
+    shutdown,
+    telemetry::{self, Footer},
 };
 
 /// A stop in order may take this long; then it is cut short, which loses nothing.
@@ -31,10 +33,13 @@ pub fn run(config: &Path, output: &mut Output) -> Outcome {
         return Err(Failure::Errors(plan.warnings));
     }
     output.warnings(&plan.warnings);
-    telemetry::init();
+    let footer = telemetry::init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(start_failed).map_err(Failure::from)?;
-    let ended = runtime.block_on(daemon(config, plan));
+    let ended = runtime.block_on(daemon(config, plan, footer.as_ref()));
+    if let Some(footer) = footer {
+        footer.show(&[]);
+    }
     // A client library that hangs on a dead server must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(300));
     match ended? {
@@ -46,7 +51,7 @@ pub fn run(config: &Path, output: &mut Output) -> Outcome {
 /// Runs until a signal, or until every connector has ended; returns their errors.
 ///
 /// HTTP is bound and the log's lock is taken before any connector fences anybody.
-async fn daemon(config: &Path, mut plan: Plan) -> Result<Vec<Error>, Failure> {
+async fn daemon(config: &Path, mut plan: Plan, footer: Option<&Footer>) -> Result<Vec<Error>, Failure> {
     let listener = match plan.listen {
         Some(listen) => Some(http::bind(listen).await?),
         None => None,
@@ -60,6 +65,11 @@ async fn daemon(config: &Path, mut plan: Plan) -> Result<Vec<Error>, Failure> {
     if let Some(listener) = listener {
         // Ends with the runtime: status answers as long as anything runs.
         tokio::spawn(http::serve(listener, handle.clone(), shutdown.clone()));
+    }
+    // A task set ends its tasks when it is dropped.
+    let mut bars = JoinSet::new();
+    if let Some(footer) = footer {
+        bars.spawn(progress::draw(handle.clone(), footer.clone()));
     }
     tracing::info!(log = log.describe(), connectors = plan.sources.len(), "headwater runs");
     let ended = daemon.wait();

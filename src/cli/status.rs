@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::{
     Failure, Outcome, codes, environment, exit,
     output::{Cell, Format, Output, table},
+    progress::{self, Rows},
 };
 use crate::pipeline::codes::UNKNOWN_CONNECTOR;
 
@@ -41,6 +42,8 @@ struct Connector {
     #[serde(default)]
     error: Option<LastError>,
     #[serde(default)]
+    backfills: Vec<Rows>,
+    #[serde(default)]
     findings: Vec<LastError>,
 }
 
@@ -53,7 +56,7 @@ struct Lag {
 }
 
 #[derive(Debug, Deserialize)]
-struct LastError {
+pub(super) struct LastError {
     code: String,
     message: String,
     #[serde(default)]
@@ -167,11 +170,26 @@ fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
         if let Some(error) = &connector.error {
             write_error(&connector.name, error, output)?;
         }
+        write_rows(connector, output)?;
         connector.findings.iter().try_for_each(|finding| write_error(&connector.name, finding, output))?;
     }
     let Some(config) = status.config.as_ref().filter(|config| !config.errors.is_empty()) else { return Ok(()) };
     output.line(&format!("\nNewer config files were not taken; those of {} are in force:", config.loaded_at))?;
     config.errors.iter().try_for_each(|error| write_error("config", error, output))
+}
+
+fn write_rows(connector: &Connector, output: &mut Output) -> std::io::Result<()> {
+    let paint = output.paint();
+    let lines = progress::lines(&connector.backfills, paint);
+    if !lines.is_empty() {
+        output.line(&format!("\n{}: rows that were there already", paint.bold(&connector.name)))?;
+    }
+    lines.iter().try_for_each(|line| output.line(&format!("  {line}")))?;
+    let failed = |table: &Rows, output: &mut Output| match &table.error {
+        Some(error) => write_error(&format!("{} {}", connector.name, table.table), error, output),
+        None => Ok(()),
+    };
+    connector.backfills.iter().try_for_each(|table| failed(table, output))
 }
 
 fn write_error(name: &str, error: &LastError, output: &mut Output) -> std::io::Result<()> {

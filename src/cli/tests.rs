@@ -191,6 +191,37 @@ fn status_is_a_table_with_the_last_errors_below() {
 }
 
 #[test]
+fn status_shows_the_tables_whose_rows_are_still_to_be_read_and_counts_the_others() {
+    let address = "127.0.0.1:1".parse().unwrap();
+    let done = |table: &str| format!(r#"{{"table":"{table}","state":"done","rows":40,"estimated_rows":39}}"#);
+    let body = format!(
+        r#"{{"connectors":[{{"name":"shop","role":"source","state":"backfilling","position":"0/1","lag":{{}},"backfills":[
+        {},{},{{"table":"a.c","state":"cancelled","rows":1}},
+        {{"table":"a.orders","state":"running","rows":250,"estimated_rows":1000,"rows_per_second":99.6,"seconds_left":7.5}},
+        {{"table":"a.held","state":"running","rows":0,"estimated_rows":70,"waiting":"transaction 7"}},
+        {{"table":"a.p","state":"paused","rows":12000}},
+        {{"table":"a.bad","state":"running","rows":5,"estimated_rows":3,"error":{{"code":"HW2072","message":"no","hint":"Mend it."}}}}
+        ]}}]}}"#,
+        done("a.x"),
+        done("a.y")
+    );
+    let shown = text(|output| status::print(&body, address, output));
+    let (_, below) = shown.split_once("\n\n").unwrap();
+    assert_eq!(
+        below,
+        "shop: rows that were there already\n  \
+           TABLE     STATE    READ   OF ABOUT  DONE  ROWS/S  LEFT   WAITS FOR\n  \
+           a.orders  running  250    1000      25 %  100     7.5 s  -\n  \
+           a.held    waiting  0      70        0 %   -       -      transaction 7\n  \
+           a.p       paused   12000  -         -     -       -      -\n  \
+           a.bad     failing  5      3         99 %  -       -      -\n  \
+           done: 2 tables, 80 rows read\n  \
+           cancelled: 1 table, 1 rows read\n\
+         \nshop a.bad HW2072: no\n  hint: Mend it.\n"
+    );
+}
+
+#[test]
 fn sizes_and_times_are_readable_at_every_magnitude() {
     let sizes = [0, 1023, 1024, 1_048_575, 1 << 30].map(status::human_bytes);
     assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "1.0 GiB"]);

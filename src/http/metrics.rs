@@ -11,18 +11,31 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::pipeline::{
-    Handle,
-    handle::{ConnectorView, State, Status},
-    histogram::Spread,
+use crate::{
+    log::checkpoint::BackfillState,
+    pipeline::{
+        Handle,
+        backfill::view::{BackfillView, seconds_left},
+        handle::{ConnectorView, State, Status},
+        histogram::Spread,
+    },
 };
 
-const STATES: [(State, &str); 5] = [
+const STATES: [(State, &str); 6] = [
     (State::Starting, "starting"),
+    (State::Backfilling, "backfilling"),
     (State::Streaming, "streaming"),
     (State::Retrying, "retrying"),
     (State::Paused, "paused"),
     (State::Stopped, "stopped"),
+];
+
+const TABLE_STATES: [(BackfillState, &str); 5] = [
+    (BackfillState::Skipped, "skipped"),
+    (BackfillState::Running, "running"),
+    (BackfillState::Paused, "paused"),
+    (BackfillState::Done, "done"),
+    (BackfillState::Cancelled, "cancelled"),
 ];
 
 /// One metric.
@@ -38,6 +51,8 @@ struct Metric {
 enum Source {
     /// One series per connector and state.
     State,
+    /// One series per connector and state of its tables' rows.
+    Tables,
     Gauge(fn(&Sample) -> Option<f64>),
     Counter(fn(&Sample) -> u64),
     Histogram(fn(&Sample) -> Spread, f64),
@@ -52,6 +67,15 @@ struct Sample {
     status: Arc<Status>,
     view: ConnectorView,
     retention: Retention,
+    /// The tables whose rows are or were read, and those that were captured without.
+    tables: Vec<BackfillView>,
+}
+
+impl Sample {
+    /// Tables that are being read.
+    fn running(&self) -> impl Iterator<Item = &BackfillView> {
+        self.tables.iter().filter(|table| table.state == BackfillState::Running)
+    }
 }
 
 /// Everything that a scrape shows.
@@ -156,6 +180,62 @@ const METRICS: &[Metric] = &[
         source: Source::Counter(|sample| sample.status.counters.failures.load(Ordering::Relaxed)),
     },
     Metric {
+        name: "headwater_backfill_tables",
+        unit: "",
+        meaning: "Tables by what is done about the rows that are there already",
+        todo: "`running` or `paused` for longer than you expect: `headwater status` says what it waits for",
+        source: Source::Tables,
+    },
+    Metric {
+        name: "headwater_backfill_rows",
+        unit: "",
+        meaning: "Rows that were there already and were read; counted once their log transaction is committed",
+        todo: "Its rate is how fast tables are read; 0 while tables are `running`: see waiting and failing",
+        source: Source::Counter(|sample| sample.status.counters.backfill_rows.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_backfill_published",
+        unit: "",
+        meaning: "Of the rows read, those that became events; for the others there was one at least as new",
+        todo: "Far below the rows read: a busy table, which is no fault",
+        source: Source::Counter(|sample| sample.status.counters.backfill_published.load(Ordering::Relaxed)),
+    },
+    Metric {
+        name: "headwater_backfill_rows_estimated",
+        unit: "",
+        meaning: "Rows in the tables that are being read, roughly; 0 when none is",
+        todo: "For the part that is done, together with the next",
+        source: Source::Gauge(|sample| Some(sample.running().filter_map(|table| table.estimated_rows).sum::<u64>() as f64)),
+    },
+    Metric {
+        name: "headwater_backfill_rows_left",
+        unit: "",
+        meaning: "Of these, rows that are not read yet, roughly",
+        todo: "Does not fall: see waiting and failing",
+        source: Source::Gauge(|sample| Some(sample.running().filter_map(BackfillView::rows_left).sum::<u64>() as f64)),
+    },
+    Metric {
+        name: "headwater_backfill_seconds_left",
+        unit: "seconds",
+        meaning: "How long reading takes at the rate so far; 0 when nothing is read, absent while it cannot be told",
+        todo: "Too long: raise the limits under `backfill` in the config, or `readers`",
+        source: Source::Gauge(|sample| seconds_left(sample.running())),
+    },
+    Metric {
+        name: "headwater_backfill_waiting",
+        unit: "",
+        meaning: "Tables that are to be read and wait: for the stream to catch up, or for an old transaction at the source to end",
+        todo: "For long: `headwater status` names what is waited for",
+        source: Source::Gauge(|sample| Some(sample.running().filter(|table| table.waiting.is_some()).count() as f64)),
+    },
+    Metric {
+        name: "headwater_backfill_failing",
+        unit: "",
+        meaning: "Tables that are to be read and are not, because of an error; the stream goes on",
+        todo: "`headwater status` shows each error and what mends it",
+        source: Source::Gauge(|sample| Some(sample.running().filter(|table| table.error.is_some()).count() as f64)),
+    },
+    Metric {
         name: "headwater_config_refused",
         unit: "",
         meaning: "1 while newer config files were refused and older ones are in force",
@@ -188,7 +268,7 @@ const METRICS: &[Metric] = &[
 impl Metric {
     fn kind(&self) -> MetricType {
         match self.source {
-            Source::State | Source::Gauge(_) | Source::Process(_) => MetricType::Gauge,
+            Source::State | Source::Tables | Source::Gauge(_) | Source::Process(_) => MetricType::Gauge,
             Source::Counter(_) => MetricType::Counter,
             Source::Histogram(..) => MetricType::Histogram,
             Source::Build => MetricType::Info,
@@ -197,7 +277,7 @@ impl Metric {
 
     fn labels(&self) -> &'static str {
         match self.source {
-            Source::State => "connector, state",
+            Source::State | Source::Tables => "connector, state",
             Source::Gauge(_) | Source::Counter(_) | Source::Histogram(..) => "connector",
             Source::Process(_) => "",
             Source::Build => "version",
@@ -228,6 +308,10 @@ impl Metric {
             Source::State => STATES.iter().try_for_each(|(state, word)| {
                 let labels = [labels[0], ("state", *word)];
                 encoder.encode_family(&labels)?.encode_gauge(&i64::from(sample.view.state == *state))
+            }),
+            Source::Tables => TABLE_STATES.iter().try_for_each(|(state, word)| {
+                let count = sample.tables.iter().filter(|table| table.state == *state).count();
+                encoder.encode_family(&[labels[0], ("state", *word)])?.encode_gauge(&(count as f64))
             }),
             Source::Gauge(value) => value(sample).map_or(Ok(()), |value| encoder.encode_family(&labels)?.encode_gauge(&value)),
             Source::Counter(value) => encoder.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value(sample), None),
@@ -269,7 +353,8 @@ pub async fn page(handle: &Handle) -> String {
         .map(|status| {
             tokio::spawn(async move {
                 let (view, retention) = tokio::join!(status.view(), status.retention());
-                Sample { status, view, retention }
+                let tables = status.backfills();
+                Sample { status, view, retention, tables }
             })
         })
         .collect();

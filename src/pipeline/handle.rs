@@ -78,6 +78,10 @@ pub struct Counters {
     pub dead_letters: AtomicU64,
     /// Attempts that ended in an error.
     pub failures: AtomicU64,
+    /// Rows that were there already and were read.
+    pub backfill_rows: AtomicU64,
+    /// Of those, rows that became events.
+    pub backfill_published: AtomicU64,
 }
 
 impl Default for Counters {
@@ -91,6 +95,8 @@ impl Default for Counters {
             committed_us: AtomicI64::new(0),
             dead_letters: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            backfill_rows: AtomicU64::new(0),
+            backfill_published: AtomicU64::new(0),
         }
     }
 }
@@ -191,8 +197,11 @@ impl Status {
 
     /// The source is open; everything up to `position` is committed, and of the tables' rows what `backfills` says.
     pub(super) fn streaming(&self, position: &Position, monitor: Arc<dyn Monitor>, backfills: &BTreeMap<String, TableBackfill>) {
+        let backfills: Vec<BackfillView> = backfills.iter().map(|(table, known)| BackfillView::new(table, known)).collect();
         let mut inner = self.lock();
-        inner.backfills = backfills.iter().map(|(table, known)| BackfillView::new(table, known)).collect();
+        // A commit in doubt may have ended a table.
+        self.report_done(&inner.backfills, &backfills);
+        inner.backfills = backfills;
         inner.state = running(&inner.backfills);
         inner.position = Some(position.clone());
         inner.monitor = Some(monitor);
@@ -216,18 +225,39 @@ impl Status {
         sample(&mut inner.samples, events);
     }
 
-    /// How far the tables' rows are read is committed.
-    pub(super) fn backfilled(&self, backfills: &[BackfillView]) {
+    /// How far the tables' rows are read is committed; so many of them just now, in a log transaction of so many events.
+    pub(super) fn backfilled(&self, backfills: &[BackfillView], rows: u64, events: u64) {
+        self.counters.backfill_rows.fetch_add(rows, Ordering::Relaxed);
+        if rows > 0 {
+            self.counters.backfill_published.fetch_add(events, Ordering::Relaxed);
+        }
         let mut inner = self.lock();
+        self.report_done(&inner.backfills, backfills);
         inner.backfills = backfills.to_vec();
         if matches!(inner.state, State::Backfilling | State::Streaming) {
             inner.state = running(&inner.backfills);
         }
     }
 
-    /// What holds the reading of rows up, which is not committed.
+    /// What holds the reading of rows up. The rest of these views may not be committed yet, so only this is taken over.
     pub(super) fn backfill_waits(&self, backfills: &[BackfillView]) {
-        self.lock().backfills = backfills.to_vec();
+        let mut inner = self.lock();
+        for shown in &mut inner.backfills {
+            let Some(view) = backfills.iter().find(|view| view.table == shown.table) else { continue };
+            if shown.state == BackfillState::Running {
+                shown.waiting.clone_from(&view.waiting);
+                shown.error.clone_from(&view.error);
+            }
+        }
+    }
+
+    /// Says that tables are done. Both lists are committed, so it is said once and only of what lasts.
+    fn report_done(&self, before: &[BackfillView], now: &[BackfillView]) {
+        let was_open = |table: &str| before.iter().any(|view| view.table == table && view.state == BackfillState::Running);
+        for view in now.iter().filter(|view| view.state == BackfillState::Done && was_open(&view.table)) {
+            let BackfillView { table, rows, published, buried, .. } = view;
+            tracing::info!(connector = %self.name, table, rows, published, buried, "all rows of the table were read");
+        }
     }
 
     /// Bytes of log between what is committed and the source's end; none if that cannot be told now.

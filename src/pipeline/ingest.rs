@@ -184,7 +184,7 @@ impl Ingest {
         };
         self.status.committed(&ready.position, &commit);
         if let Some(tables) = &ready.backfills {
-            self.status.backfilled(tables);
+            self.status.backfilled(tables, ready.rows, ready.events);
         }
         for reply in ready.replies {
             // Whoever asked may have gone.
@@ -203,6 +203,8 @@ struct Ready {
     newest_us: Option<i64>,
     /// How far the rows of tables are read, if the transaction brings that further.
     backfills: Option<Vec<BackfillView>>,
+    /// Rows that were read for it.
+    rows: u64,
     /// Who waits for it.
     replies: Vec<Reply>,
 }
@@ -259,13 +261,13 @@ impl Line {
         self.backfill.take_up(&self.progress.backfills, &self.encoder);
         self.progress.finish(None, Some(self.encoder.tables()), &mut out);
         let backfills = Some(self.backfill.views(&self.progress.backfills));
-        Next::Ready(Ready { out, position, events: 0, dead_letters: 0, newest_us: None, backfills, replies })
+        Next::Ready(Ready { out, position, events: 0, dead_letters: 0, newest_us: None, backfills, rows: 0, replies })
     }
 
     /// Makes a chunk a log transaction: its rows, how far the table is read, and the position as it was.
     fn chunk(&mut self, mut out: Transaction) -> Result<Next> {
-        let encoded = match self.backfill.emit(&mut self.encoder, &mut self.progress, &mut out)? {
-            Emitted::Rows(encoded) => encoded,
+        let (encoded, rows) = match self.backfill.emit(&mut self.encoder, &mut self.progress, &mut out)? {
+            Emitted::Rows(encoded, rows) => (encoded, rows),
             Emitted::Discarded => {
                 out.clear(KEEP_BYTES);
                 return Ok(Next::Nothing(out));
@@ -276,7 +278,7 @@ impl Line {
         let Some(position) = self.progress.position().cloned() else { return Ok(Next::Nothing(out)) };
         let backfills = Some(self.backfill.views(&self.progress.backfills));
         let Encoded { events, dead_letters, .. } = encoded;
-        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us: None, backfills, replies: Vec::new() }))
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us: None, backfills, rows, replies: Vec::new() }))
     }
 
     /// Pulls a batch and makes it a log transaction.
@@ -304,6 +306,6 @@ impl Line {
         let backfills = is_asked.then(|| backfill.views(&progress.backfills));
         let newest_us = batch.transactions().last().map(|transaction| transaction.commit_time_us);
         let Encoded { events, dead_letters, .. } = encoded;
-        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills, replies: Vec::new() }))
+        Ok(Next::Ready(Ready { out, position, events, dead_letters, newest_us, backfills, rows: 0, replies: Vec::new() }))
     }
 }

@@ -1,13 +1,22 @@
 //! Looking without touching: what `check` and `plan` show.
 
+use std::collections::{BTreeMap, HashSet};
+
 use headwater_connector::{Action, Finding, Result, Table};
 use serde::Serialize;
 
-use super::start::{self, Claims};
+use super::{
+    backfill,
+    start::{self, Claims},
+};
 use crate::{
     config::plan::{Plan, SourcePlan},
-    log::{self, Cleanup, Mode, SharedLog, TopicSpec, TopicState, checkpoint::Checkpoint, topic::InternalTopics},
-    mapping::{Routes, rule::OnDataError},
+    log::{
+        self, Cleanup, Mode, SharedLog, TopicSpec, TopicState,
+        checkpoint::{BackfillState, Checkpoint, TableBackfill},
+        topic::InternalTopics,
+    },
+    mapping::{Place, Routes, rule::OnDataError},
 };
 
 /// What `check` found, by the log and each connector.
@@ -50,6 +59,9 @@ pub struct PlannedConnector {
     pub actions: Vec<Action>,
     /// The captured tables.
     pub tables: Vec<PlannedTable>,
+    /// Tables that were captured before and are not any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedTable>,
 }
 
 /// A captured table.
@@ -63,8 +75,48 @@ pub struct PlannedTable {
     pub topic: String,
     /// Its key columns.
     pub key: Vec<String>,
-    /// Rows that are in the table already, roughly. They are not read.
-    pub existing_rows_not_read: Option<u64>,
+    /// What happens to the rows that are in it already.
+    pub backfill: PlannedRows,
+}
+
+/// What `run` would do about the rows of a table that are there already.
+#[derive(Debug, Serialize)]
+pub struct PlannedRows {
+    /// The kind.
+    pub action: RowsAction,
+    /// Rows read so far.
+    pub rows: u64,
+    /// Rows in the table, roughly.
+    pub estimated_rows: Option<u64>,
+    /// Whether keys of the topic that the table does not have get a tombstone in the end.
+    pub reconcile: bool,
+}
+
+/// See [`PlannedRows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowsAction {
+    /// All are read.
+    Read,
+    /// Reading goes on where it was.
+    Continue,
+    /// Nothing until somebody resumes it.
+    Paused,
+    /// Nothing: all were read.
+    Done,
+    /// Nothing: somebody ended it.
+    Cancelled,
+    /// Nothing: only changes become events.
+    Skip,
+}
+
+/// A table that is not captured any more: what is known of its rows is forgotten, its topic stays.
+#[derive(Debug, Serialize)]
+pub struct RemovedTable {
+    /// `schema.table`.
+    pub table: String,
+    /// Where its events went; none if it never had one.
+    pub topic: Option<String>,
 }
 
 /// Every preflight of the log and of each connector. Changes nothing.
@@ -136,15 +188,18 @@ async fn plan_source(plan: &Plan, source: &SourcePlan, log: &SharedLog, planned:
     let specs = start::topic_specs(&internal, &routes, source.events.partitions, (dead_letters, false));
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let states = log.topics(&names).await?;
+    let existed = names.iter().zip(&states).filter_map(|(name, state)| state.as_ref().map(|_| name.clone())).collect();
     planned.topics.extend(specs.iter().zip(states).map(|(spec, state)| planned_topic(spec, state, log.default_partitions())));
     let checkpoint = Checkpoint::decode(&internal.checkpoint, &log.peek_records(&internal.checkpoint).await?)?;
-    let resumes_at = checkpoint.and_then(|checkpoint| checkpoint.position.position).map(|position| position.to_string());
+    let resumes_at = checkpoint.as_ref().and_then(|checkpoint| checkpoint.position.position.as_ref()).map(ToString::to_string);
     let fresh = resumes_at.is_none();
+    let mut rows = plan_rows(source, &routes, checkpoint.as_ref(), &existed);
     planned.connectors.push(PlannedConnector {
         name: source.name.clone(),
         actions: source.connector.plan(fresh).await?,
         resumes_at,
-        tables: tables.iter().filter_map(|table| planned_table(table, &routes, fresh)).collect(),
+        tables: tables.iter().filter_map(|table| planned_table(table, &routes, &mut rows)).collect(),
+        removed: removed(checkpoint.as_ref(), &routes),
     });
     Ok(())
 }
@@ -161,13 +216,48 @@ fn planned_topic(spec: &TopicSpec, state: Option<TopicState>, default_partitions
     }
 }
 
-fn planned_table(table: &Table, routes: &Routes, fresh: bool) -> Option<PlannedTable> {
+/// What the next start will know of the rows of tables, by the rule of the start itself.
+fn plan_rows(
+    source: &SourcePlan,
+    routes: &Routes,
+    checkpoint: Option<&Checkpoint>,
+    existed: &HashSet<String>,
+) -> BTreeMap<String, PlannedRows> {
+    let before = checkpoint.map(|checkpoint| checkpoint.state.backfills.clone()).unwrap_or_default();
+    let is_first_start = checkpoint.is_none_or(|checkpoint| checkpoint.position.position.is_none());
+    let place =
+        checkpoint.map_or(Place { era: 0, seq: 1 }, |known| Place { era: known.position.era, seq: known.position.seq + 1 });
+    let mut after = before.clone();
+    backfill::enlist(&mut after, source.connector.backfill().mode, routes, existed, (is_first_start, place));
+    let planned = |(table, known): (String, TableBackfill)| {
+        let action = match known.state {
+            BackfillState::Running if before.contains_key(&table) && known.rows > 0 => RowsAction::Continue,
+            BackfillState::Running => RowsAction::Read,
+            BackfillState::Paused => RowsAction::Paused,
+            BackfillState::Done => RowsAction::Done,
+            BackfillState::Cancelled => RowsAction::Cancelled,
+            BackfillState::Skipped => RowsAction::Skip,
+        };
+        let estimated_rows = known.estimated.or_else(|| routes.get(&table)?.estimated_rows);
+        (table, PlannedRows { action, rows: known.rows, estimated_rows, reconcile: known.reconcile.is_some() })
+    };
+    after.into_iter().map(planned).collect()
+}
+
+fn removed(checkpoint: Option<&Checkpoint>, routes: &Routes) -> Vec<RemovedTable> {
+    let Some(Checkpoint { state, .. }) = checkpoint else { return Vec::new() };
+    let gone = state.backfills.keys().filter(|table| routes.get(table).is_none());
+    gone.map(|table| RemovedTable { table: table.clone(), topic: state.tables.get(table).map(|known| known.topic.clone()) })
+        .collect()
+}
+
+fn planned_table(table: &Table, routes: &Routes, rows: &mut BTreeMap<String, PlannedRows>) -> Option<PlannedTable> {
     let route = routes.get(&table.schema.table)?;
     Some(PlannedTable {
         table: route.table.clone(),
         entity: route.entity.clone(),
         topic: route.topic.clone(),
         key: table.schema.key_names().into_iter().map(str::to_owned).collect(),
-        existing_rows_not_read: table.estimated_rows.filter(|_| fresh),
+        backfill: rows.remove(&table.schema.table)?,
     })
 }

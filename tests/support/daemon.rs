@@ -128,6 +128,14 @@ impl Home {
         Daemon { home: self, child: Some(child) }
     }
 
+    /// Starts the daemon with this as its stderr.
+    pub fn start_on(&self, stderr: fs::File) -> Daemon<'_> {
+        let out = fs::File::options().create(true).append(true).open(self.path("stdout")).expect("an output file");
+        let mut command = self.command(&["run"]);
+        command.env("TERM", "xterm").stdout(out).stderr(stderr);
+        Daemon { home: self, child: Some(command.spawn().expect("headwater starts")) }
+    }
+
     /// Starts the daemon under a program that ends by becoming it, so that its pid is the daemon's.
     pub fn start_under(&self, wrapper: &[&str]) -> Daemon<'_> {
         let open = |name: &str| fs::File::options().create(true).append(true).open(self.path(name)).expect("an output file");

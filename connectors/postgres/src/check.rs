@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use headwater_connector::{Action, Column, Error, Finding, Result, Type};
+use headwater_connector::{Action, BackfillMode, Column, Error, Finding, Result, Type};
 
 use crate::{
     catalog::{Catalog, TableFacts, cell, flag, number},
@@ -47,7 +47,10 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
     let slot = slot::find(catalog, settings).await?;
     slot_state(catalog, settings, slot.as_ref(), &mut found).await?;
     standby::findings(catalog, settings, slot.as_ref(), &mut found).await?;
-    found.push(Finding::ok("changes are published from the first start on; rows from before it are not read yet"));
+    found.push(Finding::ok(match settings.backfill.mode {
+        BackfillMode::Initial => "changes are published from the first start on, and rows from before it are read",
+        BackfillMode::Never => "changes are published from the first start on; rows from before it are not read",
+    }));
     Ok(found)
 }
 

@@ -19,8 +19,8 @@ use crate::{
 
 /// What came of a chunk that was ready.
 pub enum Emitted {
-    /// A log transaction, and what encoding it brought.
-    Rows(Encoded),
+    /// A log transaction, what encoding it brought, and how many rows it holds the reading of.
+    Rows(Encoded, u64),
     /// It could not be used and is read again.
     Discarded,
 }
@@ -67,9 +67,9 @@ impl Backfill {
     pub fn emit(&mut self, encoder: &mut Encoder, progress: &mut Progress, out: &mut Transaction) -> Result<Emitted> {
         if let Some(table) = self.finished.pop() {
             let known = progress.backfills.entry(table.clone()).or_default();
-            finish(&table, known);
+            finish(known);
             self.runs.remove(&table);
-            return Ok(Emitted::Rows(Encoded::default()));
+            return Ok(Emitted::Rows(Encoded::default(), 0));
         }
         let Some(ready) = self.ready.pop_front() else { return Ok(Emitted::Discarded) };
         if self.refresh.as_ref().is_some_and(|refresh| refresh.expects(ready.ticket)) {
@@ -100,7 +100,7 @@ impl Backfill {
             known.buried += events;
             self.desk.give_back(ready.batch);
             self.forget();
-            return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }));
+            return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }, 0));
         }
         let rows = ready.batch.changes().len() as u64;
         let mut judge = Judge { superseded, refresh: self.refresh.as_mut(), published: None };
@@ -116,7 +116,7 @@ impl Backfill {
             (true, Some(_)) => run.begin_burial(),
             (true, None) => {
                 let topic = run.topic;
-                match finish(&ready.table, known) {
+                match finish(known) {
                     true => drop(self.runs.remove(&ready.table)),
                     false => drop(self.runs.insert(ready.table.clone(), Run::new(topic, known))),
                 }
@@ -124,7 +124,7 @@ impl Backfill {
         }
         self.desk.give_back(ready.batch);
         self.forget();
-        Ok(Emitted::Rows(encoded))
+        Ok(Emitted::Rows(encoded, rows))
     }
 
     /// Publishes rows that lack columns in their topic.
@@ -150,7 +150,7 @@ impl Backfill {
             refresh.land(ready.ticket, |key| published.contains(key) || !superseded.holds(key));
         }
         self.forget();
-        Ok(Emitted::Rows(encoded))
+        Ok(Emitted::Rows(encoded, 0))
     }
 
     /// Fails if a row lacks columns for the first time in the connector's life: the topic that says so is made at the next start, before
@@ -189,15 +189,13 @@ impl Backfill {
 }
 
 /// All rows were read. False if they are read once more.
-fn finish(table: &str, known: &mut TableBackfill) -> bool {
+fn finish(known: &mut TableBackfill) -> bool {
     if std::mem::take(&mut known.again) {
         *known = fresh();
         return false;
     }
     known.state = BackfillState::Done;
     known.finished_at = Some(now_text());
-    let TableBackfill { rows, published, buried, .. } = known;
-    tracing::info!(table, rows, published, buried, "all rows of the table were read");
     true
 }
 

@@ -56,8 +56,49 @@ impl BackfillView {
         if self.state == BackfillState::Running && seconds > 0.5 && rows > 0 {
             let rate = rows as f64 / seconds;
             self.rows_per_second = Some(rate);
-            self.seconds_left = self.estimated_rows.map(|all| all.saturating_sub(self.rows) as f64 / rate);
+            self.seconds_left = self.rows_left().map(|left| left as f64 / rate);
         }
         self
+    }
+
+    /// Rows that are not read yet, roughly.
+    pub fn rows_left(&self) -> Option<u64> {
+        self.estimated_rows.map(|all| all.saturating_sub(self.rows))
+    }
+}
+
+/// How long these tables will take together at the rate so far; none while that cannot be told. Without tables it is 0.
+pub fn seconds_left<'a>(tables: impl Iterator<Item = &'a BackfillView>) -> Option<f64> {
+    let (mut left, mut rate) = (0, 0.0);
+    for table in tables {
+        left += table.rows_left()?;
+        rate += table.rows_per_second.unwrap_or(0.0);
+    }
+    match left {
+        0 => Some(0.0),
+        _ => Some(left as f64 / rate).filter(|seconds| seconds.is_finite()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(rows: u64, estimated: Option<u64>) -> BackfillView {
+        let known = TableBackfill { state: BackfillState::Running, rows, estimated, ..TableBackfill::default() };
+        BackfillView::new("public.t", &known)
+    }
+
+    #[test]
+    fn time_left_is_told_only_where_it_is_known() {
+        assert_eq!(seconds_left([].iter()), Some(0.0));
+        let slow = running(100, Some(300)).at_rate(100, 10.0);
+        assert_eq!(slow.seconds_left, Some(20.0));
+        // A table that nobody has begun counts with what is left of it.
+        assert_eq!(seconds_left([slow.clone(), running(0, Some(300))].iter()), Some(50.0));
+        assert_eq!(seconds_left([slow, running(0, None)].iter()), None);
+        assert_eq!(seconds_left([running(0, Some(5))].iter()), None);
+        // The estimate was too low: that nothing is left does not make it negative.
+        assert_eq!(running(9, Some(5)).at_rate(9, 1.0).seconds_left, Some(0.0));
     }
 }
