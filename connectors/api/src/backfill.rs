@@ -47,14 +47,15 @@ impl Default for BackfillOptions {
     }
 }
 
-/// Whether a table's rows are read when the table is captured for the first time.
+/// Whether a table's rows are read when the table is captured for the first time: `initial`, so that in the end the topic holds exactly
+/// the table, or `never`, until somebody asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackfillMode {
-    /// They are, while the stream goes on: in the end the topic holds exactly the table.
+    // They are, while the stream goes on: in the end the topic holds exactly the table.
     #[default]
     Initial,
-    /// Only what changes from now on becomes an event, until somebody asks for a table with `headwater backfill`.
+    // Only what changes from now on becomes an event, until somebody asks for a table with `headwater backfill`.
     Never,
 }
 
