@@ -187,7 +187,7 @@ impl Encoder {
                 let fingerprint = &self.compiled[schemas[at]].fingerprint;
                 shared.schemas[at] = Some(out.write(|bytes| bytes.extend_from_slice(fingerprint.as_bytes())));
             }
-            self.encode_change(batch, change, &self.compiled[schemas[at]], &mut shared, out, &mut encoded, side)?;
+            self.encode_change((batch, change), &self.compiled[schemas[at]], &mut shared, out, &mut encoded, side)?;
         }
         encoded.events = shared.index;
         Ok(encoded)
@@ -318,8 +318,7 @@ impl Encoder {
 
     fn encode_change(
         &self,
-        batch: &Batch,
-        change: &Change,
+        (batch, change): (&Batch, &Change),
         compiled: &Compiled,
         shared: &mut Shared,
         out: &mut Transaction,

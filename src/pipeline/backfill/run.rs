@@ -62,14 +62,20 @@ pub struct Run {
     burial: Option<Burial>,
 }
 
+/// Keys that are looked up: which chunk that is, how many they are, and a snapshot that is older than the chunk's.
+type LookUp = (Ticket, usize, Option<Arc<dyn Snapshot>>);
+
+/// A key as the topic has it, and as the server takes it.
+pub type Candidate = (Vec<u8>, Cursor);
+
 /// Keys of the topic that the table may lack.
 struct Burial {
     /// Where to search next; none when everything was searched.
     place: Option<Place>,
     searching: bool,
-    /// Not looked up yet: as the topic has them, and as the server takes them.
-    candidates: Vec<(Vec<u8>, Cursor)>,
-    flight: Option<(Ticket, usize, Option<Arc<dyn Snapshot>>)>,
+    /// Not looked up yet.
+    candidates: Vec<Candidate>,
+    flight: Option<LookUp>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -254,7 +260,7 @@ impl Run {
     }
 
     /// A search has ended, or failed if there is nothing.
-    pub fn found(&mut self, found: Option<(Vec<(Vec<u8>, Cursor)>, Option<Place>)>) {
+    pub fn found(&mut self, found: Option<(Vec<Candidate>, Option<Place>)>) {
         if let Some(burial) = &mut self.burial {
             burial.searching = false;
             if let Some((candidates, next)) = found {
