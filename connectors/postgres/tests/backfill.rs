@@ -392,6 +392,52 @@ async fn rows_that_become_a_megabyte_wide_do_not_overfill_a_batch() {
     assert!(((2 << 20)..(5 << 20)).contains(&largest), "{largest} bytes in a batch");
 }
 
+/// A comparison that the key's index does not understand reads the table from its beginning for every chunk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_reads_no_more_of_the_index_than_its_own_rows() {
+    let (server, database) = (shared(), shared().database());
+    server.sql(&database, &format!("{TYPES_OF_KEYS}; CREATE DOMAIN public.word AS text COLLATE \"C\""));
+    create_citext(server, &database);
+    let cases = [
+        ("int", "i"),
+        ("varchar(9)", "'k' || i"),
+        ("char(9)", "'k' || i"),
+        ("public.word", "'k' || i"),
+        ("public.citext", "('k' || i)::text::public.citext"),
+        ("public.price", "i"),
+        ("uuid", "md5(i::text)::uuid"),
+    ];
+    for (at, (column, value)) in cases.into_iter().enumerate() {
+        server.sql(
+            &database,
+            &format!(
+                "CREATE TABLE one_{at} (k {column} PRIMARY KEY, label int); INSERT INTO one_{at} SELECT {value}, i FROM generate_series(1, 4000) i;
+                 CREATE TABLE two_{at} (n int, k {column}, label int, PRIMARY KEY (k, n)); INSERT INTO two_{at} SELECT i, {value}, i FROM generate_series(1, 4000) i"
+            ),
+        );
+    }
+    let (connector, mut reader) = reader(server, &database).await;
+    for at in 0..cases.len() {
+        for table in [format!("one_{at}"), format!("two_{at}")] {
+            let name = format!("public.{table}");
+            let middle = server.sql(&database, &format!("SET enable_indexscan = off; SET enable_indexonlyscan = off; SELECT k FROM {table} ORDER BY k OFFSET 2000 LIMIT 1"));
+            let after = if table.starts_with("one") { vec![middle] } else { vec![middle, "0".to_owned()] };
+            let (read, batch) = chunk(reader.as_mut(), &ChunkRequest { after: Some(after), ..first(&name, 20) }).await;
+            assert_eq!(rows(&batch).len(), 20);
+            let keys = Some(Arc::new(vec![read.end.clone().unwrap(), read.end.unwrap()]));
+            let (_, batch) = chunk(reader.as_mut(), &ChunkRequest { keys, ..first(&name, 20) }).await;
+            assert_eq!(rows(&batch).len(), 1, "{table}");
+        }
+    }
+    reader.close().await;
+    drop(connector);
+    // What sessions counted is told when they end.
+    let sql = "SELECT count(*) FROM pg_stat_user_indexes WHERE idx_scan < 2";
+    support::eventually("the counts are told", || server.sql(&database, sql) == "0");
+    let many = "SELECT relname, idx_tup_read FROM pg_stat_user_indexes WHERE idx_tup_read > 200";
+    assert_eq!(server.sql(&database, many), "");
+}
+
 /// What takes longer than a statement may is looked for piece by piece.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_condition_that_few_rows_meet_still_gets_further_with_every_chunk() {

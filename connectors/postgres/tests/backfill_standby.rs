@@ -141,3 +141,24 @@ async fn a_conflict_with_the_replay_of_15_is_tried_again() {
 async fn a_conflict_with_the_replay_of_18_is_tried_again() {
     a_conflict_passes(18).await;
 }
+
+/// What is visible on one server may not be visible yet on another, so a gate that one has passed says nothing about the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_read_where_the_stream_comes_from_and_from_no_other_host() {
+    let (primary, database) = primary(18);
+    let standby = primary.standby("sb", &[]);
+    primary.replayed_by(&standby);
+    let url =
+        format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/{database}?target_session_attrs=any", primary.port, standby.port);
+    let connector = connector(&url, json!({}));
+    let start = support::begin(&*connector).await;
+    let source = connector.open(&start.identity, &start.position).await.unwrap();
+    let mut reader = connector.reader().await.unwrap();
+    assert_eq!(rows(&chunk(reader.as_mut(), &first("public.t", 50)).await.1).len(), 9);
+    source.close().await.unwrap();
+    primary.shut_down();
+    for mut reader in [reader, connector.reader().await.unwrap()] {
+        assert_eq!(chunk_error(reader.as_mut(), &first("public.t", 50)).await.kind(), Kind::Retry);
+    }
+    assert_eq!(standby.sql(&database, "SELECT count(*) FROM t"), "9");
+}
