@@ -201,7 +201,7 @@ impl PostgresReader {
             self.widths.insert(request.table.clone(), width);
         }
         // The chunk was cut short, or as long as was asked for: something may be behind it.
-        Ok(if rows.is_full() { rows.last } else { None })
+        Ok(rows.is_full().then(|| rows.last_key()).flatten())
     }
 }
 
@@ -217,7 +217,8 @@ struct Rows<'a> {
     seen: usize,
     taken: usize,
     bytes: usize,
-    last: Option<Cursor>,
+    /// The key of the row that was taken last, in buffers that are used again.
+    last: Vec<Vec<u8>>,
 }
 
 impl<'a> Rows<'a> {
@@ -227,11 +228,18 @@ impl<'a> Rows<'a> {
         let schema = batch.schema_index(&shape.schema);
         let (max_rows, max_bytes) = (request.max_rows, request.max_bytes);
         let (codecs, key) = (shape.codecs.as_slice(), shape.schema.key.as_slice());
-        Self { batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, last: None }
+        let last = vec![Vec::new(); key.len()];
+        Self { batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, last }
     }
 
     fn is_full(&self) -> bool {
         self.taken >= self.max_rows || self.bytes >= self.max_bytes || self.seen > self.taken
+    }
+
+    /// Where the next chunk begins; none if no row was taken.
+    fn last_key(&self) -> Option<Cursor> {
+        let text = |raw: &Vec<u8>| String::from_utf8_lossy(raw).into_owned();
+        (self.taken > 0).then(|| self.last.iter().map(text).collect())
     }
 
     fn width(&self) -> Option<usize> {
@@ -250,7 +258,6 @@ impl<'a> Rows<'a> {
             return Err(protocol("a row has another number of cells than its table has columns"));
         }
         let start = self.batch.begin_row();
-        let mut last = vec![String::new(); self.key.len()];
         for (at, codec) in self.codecs.iter().enumerate() {
             let len = cells.i32().map_err(torn)?;
             let Ok(len) = usize::try_from(len) else {
@@ -266,14 +273,14 @@ impl<'a> Rows<'a> {
                 self.batch.push(Value::Invalid(raw));
             }
             if let Some(place) = self.key.iter().position(|key| *key == at) {
-                last[place] = String::from_utf8_lossy(raw).into_owned();
+                self.last[place].clear();
+                self.last[place].extend_from_slice(raw);
             }
         }
         let after = self.batch.end_row(start);
         self.batch.push_change(Op::Read, self.schema, self.taken as u64, Before::None, Some(after));
         self.taken += 1;
         self.bytes += row.len() + self.codecs.len() * 8;
-        self.last = Some(last);
         Ok(())
     }
 }
