@@ -90,14 +90,23 @@ fn home() -> PathBuf {
 /// Drains a backlog; the worker runs already when the clock starts, its CPU time counts from then on.
 pub fn drain(server: &Server, backlog: &Backlog, round: usize) -> Drained {
     let name = format!("dbz_{}_{round}", backlog.shape.name);
-    let worker = Worker::start(server, &name);
+    publish(server, &name, &Contestant::DebeziumExactlyOnce.slot(round), "no_data", backlog.shape.rows)
+}
+
+/// Reads a table that is there already, on a slot of its own.
+pub fn snapshot(server: &Server, name: &str, rows: u64) -> Drained {
+    publish(server, &format!("dbz_{name}"), name, "initial", rows)
+}
+
+fn publish(server: &Server, name: &str, slot: &str, snapshot: &str, rows: u64) -> Drained {
+    let worker = Worker::start(server, name);
     let pid = worker.child.id();
     let options = json!({
         "connector.class": "io.debezium.connector.postgresql.PostgresConnector", "tasks.max": "1",
         "database.hostname": "127.0.0.1", "database.port": server.port().to_string(), "database.user": "postgres",
         "database.password": server.password(), "database.dbname": "postgres", "plugin.name": "pgoutput",
         "publication.name": "bench", "publication.autocreate.mode": "disabled", "table.include.list": "public.bench",
-        "slot.name": Contestant::DebeziumExactlyOnce.slot(round), "slot.drop.on.stop": "false", "snapshot.mode": "no_data",
+        "slot.name": slot, "slot.drop.on.stop": "false", "snapshot.mode": snapshot, "snapshot.fetch.size": "10240",
         "topic.prefix": name, "topic.creation.default.partitions": "6", "topic.creation.default.replication.factor": "1",
         "exactly.once.support": "required",
         "max.batch.size": "16384", "max.queue.size": "65536", "producer.override.linger.ms": "50",
@@ -106,12 +115,11 @@ pub fn drain(server: &Server, backlog: &Backlog, round: usize) -> Drained {
     });
     let (before, began) = (cpu(pid), Instant::now());
     ureq::put(&worker.url(&format!("/{name}/config"))).send_json(&options).expect("Connect takes the connector");
-    let last = wait_for_rows(server, &worker, &name, backlog.shape.rows);
+    let last = wait_for_rows(server, &worker, name, rows);
     let drained = Drained { seconds: (last - began).as_secs_f64(), cpu: cpu(pid) - before, peak_kib: memory_kib(pid, "VmHWM") };
     let _ = ureq::delete(&worker.url(&format!("/{name}"))).call();
     drop(worker);
     wait_until("its slot to be free", Duration::from_secs(60), || {
-        let slot = Contestant::DebeziumExactlyOnce.slot(round);
         match server.value(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")).as_str() {
             "false" => Ok(()),
             state => Err(state.to_owned()),

@@ -1,7 +1,7 @@
 //! Draining a backlog, and what it cost.
 
 use std::{
-    process::Command,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -63,22 +63,26 @@ pub fn drain(server: &Server, backlog: &Backlog, contestant: Contestant, round: 
 }
 
 fn recv(server: &Server, backlog: &Backlog, round: usize) -> Drained {
-    let began = Instant::now();
-    let mut child = Command::new(postgres_program("pg_recvlogical"))
+    let child = Command::new(postgres_program("pg_recvlogical"))
         .args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-U", "postgres", "-d", "postgres"])
         .args(["-S", &Contestant::Recv.slot(round), "--start", "-o", "proto_version=1", "-o", "publication_names=bench"])
         .args([&format!("--endpos={}", backlog.end), "-F", "0", "-f", "/dev/null"])
         .env("PGPASSWORD", server.password())
         .spawn()
         .expect("pg_recvlogical starts");
-    let pid = child.id();
+    watch(child, "pg_recvlogical")
+}
+
+/// Waits for a client that was started just now.
+pub fn watch(mut child: Child, name: &str) -> Drained {
+    let (began, pid) = (Instant::now(), child.id());
     // The kernel forgets a process when it is waited for, so its last figures before the end count.
     let (mut cpu, mut peak_kib) = (Duration::ZERO, 0);
     loop {
         cpu = cpu.max(crate::process::cpu(pid));
         peak_kib = peak_kib.max(crate::process::memory_kib(pid, "VmHWM"));
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            assert!(status.success(), "pg_recvlogical: {status}");
+            assert!(status.success(), "{name}: {status}");
             break;
         }
         std::thread::sleep(Duration::from_millis(20));

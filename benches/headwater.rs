@@ -28,8 +28,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a connector of this name on a slot that exists or is made.
+    /// Starts a connector of this name on a slot that exists or is made; it reads no rows that are there already.
     pub fn start(server: &Server, log: Contestant, name: &str, slot: &str) -> Self {
+        Self::start_with(server, log, name, slot, "never")
+    }
+
+    /// The same, with what the config says about such rows.
+    pub fn start_with(server: &Server, log: Contestant, name: &str, slot: &str, backfill: &str) -> Self {
         let (dir, port) = (temp_dir(), free_port());
         let place = match log {
             Contestant::Kafka => format!("{{ kind: kafka, bootstrap_servers: [\"{}\"] }}", server.kafka().bootstrap),
@@ -38,7 +43,7 @@ impl Daemon {
         let text = format!(
             "log: {place}\nhttp: {{ listen: 127.0.0.1:{port} }}\nconnectors:\n  {name}:\n    source:\n      kind: postgres\n      \
              url: postgres://postgres@127.0.0.1:{}/postgres\n      password: {{ env: BENCH_PASSWORD }}\n      \
-             tables: [ public.bench ]\n      slot: {slot}\n      publication: bench\n",
+             tables: [ public.bench ]\n      slot: {slot}\n      publication: bench\n      backfill: {backfill}\n",
             server.port()
         );
         fs::write(dir.path().join("headwater.yaml"), text).expect("the config");
@@ -74,7 +79,7 @@ impl Daemon {
     }
 
     /// Waits until its one connector shows something in the status.
-    pub fn wait_for(&mut self, what: &str, is_so: impl Fn(&serde_json::Value) -> bool) {
+    pub fn wait_for(&mut self, what: &str, mut is_so: impl FnMut(&serde_json::Value) -> bool) {
         let url = format!("http://127.0.0.1:{}/v1/status", self.port);
         wait_until(what, LIMIT, || {
             if let Some(status) = self.child.try_wait().expect("its state") {

@@ -2,11 +2,12 @@
 //!
 //! Figures of a shared machine are only good beside each other: the ratio within one round is what counts. The output is Markdown.
 //!
-//! - `CASES`: which cases (default all): narrow single wide large huge latency restart idle
-//! - `ROWS`: rows of the case `narrow` (default 1000000); the other cases scale with it
+//! - `CASES`: which cases (default all): narrow single wide large huge backfill latency restart idle
+//! - `ROWS`: rows of the case `narrow` (default 1000000); the other cases scale with it, `backfill` has five times as many
 //! - `ROUNDS`: how often each backlog is drained (default 3; `huge` once)
-//! - `DEBEZIUM`: `off` leaves Debezium out; it takes part in the case `narrow`
+//! - `DEBEZIUM`: `off` leaves Debezium out; it takes part in the cases `narrow` and `backfill`
 
+mod backfill;
 mod backlog;
 mod debezium;
 mod drain;
@@ -34,7 +35,7 @@ impl Wanted {
     fn read() -> Self {
         let text = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
         let number = |name: &str, default: &str| text(name, default).parse().unwrap_or_else(|_| panic!("{name} is a number"));
-        let all = "narrow single wide large huge latency restart idle";
+        let all = "narrow single wide large huge backfill latency restart idle";
         Self {
             cases: text("CASES", all).split_whitespace().map(str::to_owned).collect(),
             rows: number("ROWS", "1000000"),
@@ -64,6 +65,9 @@ fn main() {
                 ordinary = rates;
             }
         }
+    }
+    if wanted.has("backfill") {
+        backfill::run(&server, rows * 5, wanted.rounds, wanted.debezium);
     }
     if wanted.has("latency") {
         latency::run(&server, &ordinary);

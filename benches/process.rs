@@ -4,12 +4,32 @@ use std::{fs, time::Duration};
 
 /// User and system time of a process so far.
 pub fn cpu(pid: u32) -> Duration {
+    ticks(&pid.to_string(), &[11, 12])
+}
+
+/// User and system time of a process and its children, those that have ended included.
+pub fn family_cpu(pid: u32) -> Duration {
+    let of_all = |child: std::io::Result<fs::DirEntry>| {
+        let name = child.ok()?.file_name().into_string().ok()?;
+        let is_child = fields(&name).get(1) == Some(&u64::from(pid));
+        is_child.then(|| ticks(&name, &[11, 12]))
+    };
+    let children: Duration = fs::read_dir("/proc").into_iter().flatten().filter_map(of_all).sum();
+    children + ticks(&pid.to_string(), &[11, 12, 13, 14])
+}
+
+/// Fields of `/proc/PID/stat` behind the name; 0 for what is no number.
+fn fields(pid: &str) -> Vec<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may hold blanks; the fields behind it do not.
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    text.rsplit(')').next().unwrap_or_default().split_whitespace().map(|field| field.parse().unwrap_or(0)).collect()
+}
+
+fn ticks(pid: &str, at: &[usize]) -> Duration {
+    let fields = fields(pid);
+    let all: u64 = at.iter().filter_map(|at| fields.get(*at)).sum();
     // Linux counts in hundredths of a second whatever its own tick is.
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+    Duration::from_millis(all * 10)
 }
 
 /// A line of `/proc/PID/status` in KiB: `VmHWM` is the peak of resident memory, `VmRSS` what is resident now.

@@ -34,6 +34,8 @@ const CELL: usize = size_of::<Option<String>>();
 const MAX_PARAMETERS: usize = 256;
 /// Free space before each read.
 const READ_SIZE: usize = 16 << 10;
+/// The same while rows are read: many are worth one wake-up.
+const ROWS_READ_SIZE: usize = 128 << 10;
 /// The server itself gives up on a statement after 30 s; this is for a server that is gone.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(45);
 
@@ -197,6 +199,14 @@ impl Connection {
         self.send_query(sql).await?;
         let mut refused = None;
         loop {
+            // What has come is handed over where it lies; a buffer for each row would cost more than its bytes.
+            let mut done = 0;
+            while let Some((b'D', len)) = self.whole_message(done)? {
+                row(&self.input[done + 5..done + len])?;
+                done += len;
+            }
+            self.input.advance(done);
+            self.input.reserve(ROWS_READ_SIZE);
             let (tag, body) = self.receive().await?;
             match tag {
                 b'D' => row(&body)?,
@@ -291,23 +301,26 @@ impl Connection {
     /// The next message: its tag and its body.
     async fn receive(&mut self) -> Result<(u8, BytesMut)> {
         loop {
-            if let Some(header) = self.input.get(..5) {
-                let len = Cursor::new(&header[1..]).u32().unwrap_or_default() as usize;
-                if !(4..=self.limit).contains(&len) {
-                    return Err(self.garbled("a message has an impossible length"));
-                }
-                if self.input.len() > len {
-                    let mut message = self.input.split_to(len + 1);
-                    let tag = message[0];
-                    message.advance(5);
-                    return Ok((tag, message));
-                }
+            if let Some((tag, len)) = self.whole_message(0)? {
+                let mut message = self.input.split_to(len);
+                message.advance(5);
+                return Ok((tag, message));
             }
             self.input.reserve(READ_SIZE);
             if self.socket.read_buf(&mut self.input).await.map_err(broken)? == 0 {
                 return Err(lost("the server closed the connection"));
             }
         }
+    }
+
+    /// The tag and the whole length of the message that begins at `at` of what was read, once all of it is there.
+    fn whole_message(&self, at: usize) -> Result<Option<(u8, usize)>> {
+        let Some(header) = self.input.get(at..at + 5) else { return Ok(None) };
+        let len = Cursor::new(&header[1..]).u32().unwrap_or_default() as usize;
+        if !(4..=self.limit).contains(&len) {
+            return Err(self.garbled("a message has an impossible length"));
+        }
+        Ok((self.input.len() - at > len).then_some((header[0], len + 1)))
     }
 
     /// Before the first words of a login, what answers may be anything.

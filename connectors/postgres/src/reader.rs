@@ -226,7 +226,7 @@ impl PostgresReader {
         };
         // The chunk was cut short, or as long as was asked for: something may be behind it.
         let may_go_on = is_cut || rows.is_full();
-        Ok(if may_go_on { rows.last } else { horizon })
+        Ok(if may_go_on { rows.last_key() } else { horizon })
     }
 
     /// Opens the cursor, and makes sure that it is on the table that is locked: a schema can be renamed without a lock.
@@ -301,7 +301,8 @@ struct Rows<'a> {
     bytes: usize,
     /// Bytes of those that were not.
     surplus: usize,
-    last: Option<Cursor>,
+    /// The key of the row that was taken last, in buffers that are used again.
+    last: Vec<Vec<u8>>,
 }
 
 impl<'a> Rows<'a> {
@@ -311,12 +312,19 @@ impl<'a> Rows<'a> {
         let schema = batch.schema_index(&shape.schema);
         let (max_rows, max_bytes) = (request.max_rows, request.max_bytes);
         let (codecs, key) = (shape.codecs.as_slice(), shape.schema.key.as_slice());
+        let last = vec![Vec::new(); key.len()];
         let table = request.table.as_str();
-        Self { table, batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, surplus: 0, last: None }
+        Self { table, batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, surplus: 0, last }
     }
 
     fn is_full(&self) -> bool {
         self.taken >= self.max_rows || self.bytes >= self.max_bytes || self.seen > self.taken
+    }
+
+    /// Where the next chunk begins; none if no row was taken.
+    fn last_key(&self) -> Option<Cursor> {
+        let text = |raw: &Vec<u8>| String::from_utf8_lossy(raw).into_owned();
+        (self.taken > 0).then(|| self.last.iter().map(text).collect())
     }
 
     /// Whether so much came that is of no use that the rest should not be waited for.
@@ -344,7 +352,6 @@ impl<'a> Rows<'a> {
             return Err(protocol("a row has another number of cells than its table has columns"));
         }
         let start = self.batch.begin_row();
-        let mut last = vec![String::new(); self.key.len()];
         for (at, codec) in self.codecs.iter().enumerate() {
             let len = cells.i32().map_err(torn)?;
             let Ok(len) = usize::try_from(len) else {
@@ -361,14 +368,15 @@ impl<'a> Rows<'a> {
             }
             if let Some(place) = self.key.iter().position(|key| *key == at) {
                 // Changed in the least, it would be another place in the table.
-                last[place] = std::str::from_utf8(raw).map_err(|_| self.bad_key())?.to_owned();
+                std::str::from_utf8(raw).map_err(|_| self.bad_key())?;
+                self.last[place].clear();
+                self.last[place].extend_from_slice(raw);
             }
         }
         let after = self.batch.end_row(start);
         self.batch.push_change(Op::Read, self.schema, self.taken as u64, Before::None, Some(after));
         self.taken += 1;
         self.bytes += row.len() + self.codecs.len() * 8;
-        self.last = Some(last);
         Ok(())
     }
 

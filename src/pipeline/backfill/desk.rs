@@ -1,11 +1,15 @@
-//! The sessions that read, each in a task of its own. They end with the desk.
+//! The sessions that read. Each job is a task; the next one waits beside each session, so that a session that is done never waits
+//! for the commit that keeps the connector's own task busy. They end with the desk.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use headwater_connector::{
     Batch, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Result, Schema, SourceConnector, TableReader, codes,
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
 use super::{
     super::start::gather,
@@ -80,25 +84,36 @@ pub struct ReadyChunk {
     pub batch: Batch,
 }
 
-type Finished = (Answer, Option<Box<dyn TableReader>>);
-
 /// See the module's page.
 pub struct Desk {
-    connector: Arc<dyn SourceConnector>,
+    sessions: Arc<Sessions>,
     readers: usize,
-    idle: Vec<Box<dyn TableReader>>,
     batches: Vec<Batch>,
-    tasks: JoinSet<Finished>,
+    tasks: JoinSet<Answer>,
+}
+
+/// Sessions that are open and have nothing to do, and the right to use one.
+struct Sessions {
+    connector: Arc<dyn SourceConnector>,
+    idle: Mutex<Vec<Box<dyn TableReader>>>,
+    free: Semaphore,
 }
 
 impl Desk {
     /// At most so many sessions; none is opened before there is something to do.
     pub fn new(connector: Arc<dyn SourceConnector>, readers: usize) -> Self {
-        Self { connector, readers: readers.max(1), idle: Vec::new(), batches: Vec::new(), tasks: JoinSet::new() }
+        let readers = readers.max(1);
+        let sessions = Sessions { connector, idle: Mutex::new(Vec::new()), free: Semaphore::new(readers) };
+        Self { sessions: Arc::new(sessions), readers, batches: Vec::new(), tasks: JoinSet::new() }
     }
 
-    /// Whether another job can start.
-    pub fn has_room(&self) -> bool {
+    /// Whether another job can start while so many chunks wait to be published: what is read and what waits take memory.
+    pub fn has_room(&self, ready: usize) -> bool {
+        self.tasks.len() < 2 * self.readers && self.tasks.len() + ready <= 2 * self.readers
+    }
+
+    /// Whether a session has nothing to do.
+    pub fn is_short(&self) -> bool {
         self.tasks.len() < self.readers
     }
 
@@ -109,28 +124,16 @@ impl Desk {
 
     /// Starts a job if there is room.
     pub fn start(&mut self, job: Job) -> bool {
-        if !self.has_room() {
+        if !self.has_room(0) {
             return false;
         }
-        let (reader, connector) = (self.idle.pop(), Arc::clone(&self.connector));
+        let sessions = Arc::clone(&self.sessions);
         let mut batch = self.batches.pop().unwrap_or_default();
         batch.clear(KEEP_BYTES);
         self.tasks.spawn(async move {
-            if let Job::Search(table, search) = &job {
-                let outcome = Outcome::Search(look(&*connector, table, search).await);
-                return (Answer { job, outcome }, reader);
-            }
-            let mut reader = match reader {
-                Some(reader) => reader,
-                None => match connector.reader().await {
-                    Ok(reader) => reader,
-                    Err(error) => return (Answer { outcome: failed(&job, error), job }, None),
-                },
-            };
-            let outcome = work(&mut *reader, &job, batch).await;
-            // After an error the session is in no state that anybody knows.
-            let reader = outcome.is_fine().then_some(reader);
-            (Answer { job, outcome }, reader)
+            // It is never closed; without a permit there would be one session more, and no harm done.
+            let _permit = sessions.free.acquire().await;
+            sessions.work(job, batch).await
         });
         true
     }
@@ -138,9 +141,7 @@ impl Desk {
     /// The next job that has ended, if any.
     pub fn next_answer(&mut self) -> Option<Answer> {
         // A reader does not panic; if it did, its chunk would never arrive, and the connector's restart would ask again.
-        let (answer, reader) = self.tasks.try_join_next()?.ok()?;
-        self.idle.extend(reader);
-        Some(answer)
+        self.tasks.try_join_next()?.ok()
     }
 
     /// A batch to be used again.
@@ -150,7 +151,7 @@ impl Desk {
 
     /// Whether there are sessions.
     pub fn is_open(&self) -> bool {
-        !self.tasks.is_empty() || !self.idle.is_empty()
+        !self.tasks.is_empty() || !self.sessions.idle().is_empty()
     }
 
     /// Ends the sessions.
@@ -158,9 +159,36 @@ impl Desk {
         self.tasks.abort_all();
         while self.tasks.try_join_next().is_some() {}
         self.batches.clear();
-        for reader in self.idle.drain(..) {
+        for reader in self.sessions.idle().drain(..) {
             tokio::spawn(reader.close());
         }
+    }
+}
+
+impl Sessions {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn TableReader>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn work(&self, job: Job, batch: Batch) -> Answer {
+        if let Job::Search(table, search) = &job {
+            let outcome = Outcome::Search(look(&*self.connector, table, search).await);
+            return Answer { job, outcome };
+        }
+        let idle = self.idle().pop();
+        let mut reader = match idle {
+            Some(reader) => reader,
+            None => match self.connector.reader().await {
+                Ok(reader) => reader,
+                Err(error) => return Answer { outcome: failed(&job, error), job },
+            },
+        };
+        let outcome = work(&mut *reader, &job, batch).await;
+        // After an error the session is in no state that anybody knows.
+        if outcome.is_fine() {
+            self.idle().push(reader);
+        }
+        Answer { job, outcome }
     }
 }
 

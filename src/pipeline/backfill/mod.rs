@@ -322,21 +322,21 @@ impl Backfill {
 
     fn dispatch(&mut self) {
         let floor = self.newest.clone();
-        while self.desk.has_room()
+        while self.desk.has_room(self.ready.len())
             && let Some(job) = self.refresh.as_mut().and_then(|refresh| refresh.next_job(self.tickets + 1, floor.as_ref()))
         {
             self.tickets += 1;
-            let job = self.with_gate(job);
+            let job = self.within_limits(job);
             self.desk.start(job);
         }
-        while self.pace.allows() && self.desk.has_room() {
+        while self.pace.allows() && self.desk.has_room(self.ready.len()) && (self.desk.is_short() || !self.pace.is_limited()) {
             let order = |table: &str| self.options.first.iter().position(|first| first == table).unwrap_or(usize::MAX);
             let mut tables: Vec<&String> = self.runs.keys().collect();
             tables.sort_by_key(|table| order(table));
             let next = tables
                 .into_iter()
                 .find_map(|table| self.runs[table].next_job(table, self.tickets + 1))
-                .map(|job| self.with_gate(job));
+                .map(|job| self.within_limits(job));
             let Some(job) = next else { return };
             self.tickets += 1;
             let name = job.table().to_owned();
@@ -348,9 +348,15 @@ impl Backfill {
         }
     }
 
-    fn with_gate(&self, mut job: Job) -> Job {
-        if let (Job::Chunk(request, _), Door::Known(gate)) = (&mut job, &self.door) {
-            request.gate = Some(Arc::clone(gate));
+    fn within_limits(&self, mut job: Job) -> Job {
+        if let Job::Chunk(request, _) = &mut job {
+            if request.keys.is_none() {
+                // Of keys that are looked up all are wanted: one that is left out would seem to be gone.
+                request.max_rows = request.max_rows.min(self.pace.most_rows());
+            }
+            if let Door::Known(gate) = &self.door {
+                request.gate = Some(Arc::clone(gate));
+            }
         }
         job
     }

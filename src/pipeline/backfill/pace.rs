@@ -10,6 +10,11 @@ const HEAVY: Duration = Duration::from_secs(1);
 /// The longest such rest.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
+/// With a limit, chunks are as small as this share of what a second may bring: the source feels a trickle and no bursts.
+const PIECES: u64 = 8;
+/// But no smaller.
+const FEWEST: usize = 50;
+
 /// See the module's page.
 pub struct Pace {
     rows_per_second: Option<u64>,
@@ -41,6 +46,16 @@ impl Pace {
     /// Whether chunks are held back because the stream is behind.
     pub fn is_held(&self) -> bool {
         self.behind
+    }
+
+    /// Whether the user set a limit.
+    pub fn is_limited(&self) -> bool {
+        self.rows_per_second.is_some() || self.bytes_per_second.is_some()
+    }
+
+    /// The most rows that a chunk should have.
+    pub fn most_rows(&self) -> usize {
+        self.rows_per_second.map_or(usize::MAX, |rows| usize::try_from(rows / PIECES).unwrap_or(usize::MAX).max(FEWEST))
     }
 
     /// A chunk was read.

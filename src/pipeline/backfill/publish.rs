@@ -92,6 +92,11 @@ impl Backfill {
             self.ready.retain(|chunk| chunk.table != ready.table || run.expects_ready(chunk.ticket));
             return Ok(Emitted::Discarded);
         }
+        if run.is_burial(ready.ticket) && ready.chunk.end.is_some() {
+            // Cut short, so a key that is not among the rows may still be in the table.
+            run.look_up_fewer(ready.ticket);
+            return Ok(Emitted::Discarded);
+        }
         if run.is_burial(ready.ticket) {
             let present = encoder.keys(&ready.batch)?;
             let keys = run.looked_up(ready.ticket);
@@ -146,8 +151,10 @@ impl Backfill {
         let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
         let Judge { superseded, refresh, published } = judge;
         if let (Some(refresh), Some(published)) = (refresh, published) {
-            // A row that is not there has its tombstone: the stream has passed what the snapshot saw.
-            refresh.land(ready.ticket, |key| published.contains(key) || !superseded.holds(key));
+            // A row that is not there has its tombstone: the stream has passed what the snapshot saw. Of a chunk that was cut short
+            // nobody knows which rows are not there.
+            let is_whole = ready.chunk.end.is_none();
+            refresh.land(ready.ticket, |key| published.contains(key) || (is_whole && !superseded.holds(key)));
         }
         self.forget();
         Ok(Emitted::Rows(encoded, 0))

@@ -76,6 +76,8 @@ struct Burial {
     /// Not looked up yet.
     candidates: Vec<Candidate>,
     flight: Option<LookUp>,
+    /// How many are looked up at once.
+    at_once: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -238,7 +240,13 @@ impl Run {
 
     /// All rows are read: from now on it is looked for keys that the table lacks.
     pub fn begin_burial(&mut self) {
-        self.burial = Some(Burial { place: Some(Place::default()), searching: false, candidates: Vec::new(), flight: None });
+        self.burial = Some(Burial {
+            place: Some(Place::default()),
+            searching: false,
+            candidates: Vec::new(),
+            flight: None,
+            at_once: LOOK_UP,
+        });
     }
 
     /// Whether the ticket is that of keys that are looked up.
@@ -254,9 +262,12 @@ impl Run {
         }
     }
 
-    /// Where the search goes on.
-    pub fn place(&self) -> Option<Place> {
-        self.burial.as_ref().and_then(|burial| burial.place)
+    /// A look-up was cut short: its keys are looked up again, fewer at once.
+    pub fn look_up_fewer(&mut self, ticket: Ticket) {
+        self.end_burial_flight(ticket);
+        if let Some(burial) = &mut self.burial {
+            burial.at_once = (burial.at_once / 2).max(1);
+        }
     }
 
     /// A search has ended, or failed if there is nothing.
@@ -294,7 +305,7 @@ impl Burial {
         if self.flight.is_some() || self.searching || self.candidates.is_empty() {
             return None;
         }
-        let keys = self.candidates.iter().take(LOOK_UP).map(|(_, cursor)| cursor.clone()).collect();
+        let keys = self.candidates.iter().take(self.at_once).map(|(_, cursor)| cursor.clone()).collect();
         let request = ChunkRequest {
             table: table.to_owned(),
             after: None,
