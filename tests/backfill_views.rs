@@ -217,6 +217,7 @@ fn bars_are_drawn_on_a_terminal_and_nowhere_else() {
     assert!(text().contains(DONE), "{}", text());
     assert_eq!(daemon.terminate(), Some(0));
     // The same into a file.
+    home.shop(&database.url(), "public.item", "");
     let mut daemon = home.start();
     daemon.wait_caught_up("shop");
     home.run(&["backfill", "shop", "public.item"]).expect_code(0);

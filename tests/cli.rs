@@ -241,7 +241,8 @@ fn status_and_tail_print_what_the_design_spells() {
     let text = home.run(&["status"]);
     text.expect_code(0);
     let lines: Vec<&str> = text.stdout.lines().collect();
-    assert!(lines.len() == 2 && lines[0].starts_with("CONNECTOR") && lines[1].starts_with("shop"), "{}", text.stdout);
+    assert_eq!(lines[2..], ["", "shop: rows that were there already, done: 1 table, 1 row read"]);
+    assert!(lines[0].starts_with("CONNECTOR") && lines[1].starts_with("shop"), "{}", text.stdout);
     assert_eq!(lines[0].find("STATE"), lines[1].find("streaming"), "columns are aligned");
     let tail = home.run(&["tail", "shop.orders", "--until-end", "--format", "json"]);
     let lines: Vec<Value> = tail.stdout.lines().map(|line| serde_json::from_str(line).expect("one object per line")).collect();

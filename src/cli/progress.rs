@@ -41,21 +41,29 @@ impl Rows {
     }
 }
 
-/// Lines about a connector's tables: one for each that is not done, and one for all that are.
-pub fn lines(tables: &[Rows], paint: Paint) -> Vec<String> {
+/// Lines about a connector's tables: one for each that is not done below a header, and one for all that are.
+pub fn lines(connector: &str, tables: &[Rows], paint: Paint) -> Vec<String> {
     let rows: Vec<Vec<Cell>> = tables.iter().filter(|table| table.is_open()).map(row).collect();
-    let mut lines = match rows.is_empty() {
-        true => Vec::new(),
-        false => table(&["TABLE", "STATE", "READ", "OF ABOUT", "DONE", "ROWS/S", "LEFT", "WAITS FOR"], &rows, paint),
-    };
-    for (state, word) in [(BackfillState::Done, "done"), (BackfillState::Cancelled, "cancelled")] {
-        let such: Vec<&Rows> = tables.iter().filter(|table| table.state == state).collect();
-        if !such.is_empty() {
-            let (plural, rows) = (if such.len() == 1 { "" } else { "s" }, such.iter().map(|table| table.rows).sum::<u64>());
-            lines.push(format!("{word}: {} table{plural}, {rows} rows read", such.len()));
+    let ended: Vec<String> = [(BackfillState::Done, "done"), (BackfillState::Cancelled, "cancelled")]
+        .iter()
+        .filter_map(|(state, word)| {
+            let such = || tables.iter().filter(|table| table.state == *state);
+            let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+            let (tables, rows) = (counted(such().count() as u64, "table"), counted(such().map(|table| table.rows).sum(), "row"));
+            such().next().map(|_| format!("{word}: {tables}, {rows} read"))
+        })
+        .collect();
+    let ended = ended.join("; ");
+    let head = format!("{}: rows that were there already", paint.bold(connector));
+    match (rows.is_empty(), ended.is_empty()) {
+        (true, true) => Vec::new(),
+        (true, false) => vec![format!("{head}, {ended}")],
+        (false, _) => {
+            let header = ["TABLE", "STATE", "READ", "OF ABOUT", "DONE", "ROWS/S", "LEFT", "WAITS FOR"];
+            let below = table(&header, &rows, paint).into_iter().chain(Some(ended).filter(|ended| !ended.is_empty()));
+            std::iter::once(head).chain(below.map(|line| format!("  {line}"))).collect()
         }
     }
-    lines
 }
 
 fn row(table: &Rows) -> Vec<Cell> {

@@ -179,12 +179,11 @@ fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
 }
 
 fn write_rows(connector: &Connector, output: &mut Output) -> std::io::Result<()> {
-    let paint = output.paint();
-    let lines = progress::lines(&connector.backfills, paint);
+    let lines = progress::lines(&connector.name, &connector.backfills, output.paint());
     if !lines.is_empty() {
-        output.line(&format!("\n{}: rows that were there already", paint.bold(&connector.name)))?;
+        output.line("")?;
     }
-    lines.iter().try_for_each(|line| output.line(&format!("  {line}")))?;
+    lines.iter().try_for_each(|line| output.line(line))?;
     let failed = |table: &Rows, output: &mut Output| match &table.error {
         Some(error) => write_error(&format!("{} {}", connector.name, table.table), error, output),
         None => Ok(()),

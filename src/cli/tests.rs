@@ -215,8 +215,7 @@ fn status_shows_the_tables_whose_rows_are_still_to_be_read_and_counts_the_others
            a.held    waiting  0      70        0 %   -       -      transaction 7\n  \
            a.p       paused   12000  -         -     -       -      -\n  \
            a.bad     failing  5      3         99 %  -       -      -\n  \
-           done: 2 tables, 80 rows read\n  \
-           cancelled: 1 table, 1 rows read\n\
+           done: 2 tables, 80 rows read; cancelled: 1 table, 1 row read\n\
          \nshop a.bad HW2072: no\n  hint: Mend it.\n"
     );
 }

@@ -11,14 +11,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{
-    log::checkpoint::BackfillState,
-    pipeline::{
-        Handle,
-        backfill::view::{BackfillView, seconds_left},
-        handle::{ConnectorView, State, Status},
-        histogram::Spread,
-    },
+use crate::pipeline::{
+    Handle,
+    backfill::view::{BackfillState, BackfillView, seconds_left},
+    handle::{ConnectorView, State, Status},
+    histogram::Spread,
 };
 
 const STATES: [(State, &str); 6] = [

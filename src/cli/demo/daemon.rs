@@ -21,6 +21,9 @@ use super::{
 /// How long the daemon may take until it streams.
 const START: Duration = Duration::from_secs(30);
 
+/// How fast the rows are read that are there before the start.
+const ROWS_PER_SECOND: u32 = 2_000;
+
 /// A running daemon and how to start it again.
 pub struct Daemon {
     child: Child,
@@ -38,6 +41,8 @@ impl Daemon {
             "connectors": { schema: { "source": {
                 "kind": "postgres",
                 "url": server.url(),
+                // So slowly that a person can follow, and that it is killed in the middle.
+                "backfill": { "rows_per_second": ROWS_PER_SECOND },
                 "tables": [format!("{schema}.customers"), format!("{schema}.orders"), format!("{schema}.payments")],
             } } },
         });
@@ -55,12 +60,13 @@ impl Daemon {
         self.directory.join("log")
     }
 
-    /// SIGKILL: no time to say goodbye.
-    pub fn kill(&mut self, show: &Show) {
-        let pid = self.child.id();
+    /// SIGKILL: no time to say goodbye. Whether rows were being read.
+    pub async fn kill(&mut self, show: &Show) -> bool {
+        let (pid, reading) = (self.child.id(), self.reading().await);
         // Fails only if it is dead already, which `until_streaming` would report.
         drop(self.child.start_kill());
-        show.killed(pid);
+        show.killed(pid, reading);
+        reading.is_some()
     }
 
     /// Starts it again and waits until it streams.
@@ -82,6 +88,24 @@ impl Daemon {
         if timeout(Duration::from_secs(6), self.child.wait()).await.is_err() {
             drop(self.child.kill().await);
         }
+    }
+
+    /// Waits until the rows that were there are read, or the deadline is over.
+    pub async fn until_read(&self, deadline: Instant) {
+        while self.reading().await.is_some() && Instant::now() < deadline {
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Rows read so far, while there are more.
+    async fn reading(&self) -> Option<u64> {
+        let url = format!("http://127.0.0.1:{}/v1/status", self.port);
+        let ask = move || ureq::get(&url).call().ok()?.body_mut().read_json::<serde_json::Value>().ok();
+        let status = tokio::task::spawn_blocking(ask).await.ok()??;
+        let connector = &status["connectors"][0];
+        let rows = |table: &serde_json::Value| table["rows"].as_u64().unwrap_or(0);
+        (connector["state"] == "backfilling")
+            .then(|| connector["backfills"].as_array().map_or(0, |all| all.iter().map(rows).sum()))
     }
 
     async fn until_streaming(&self) -> Result<()> {

@@ -1,6 +1,10 @@
 //! Both ends counted independently: what the database recorded by trigger against what the log holds.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use headwater_connector::Result;
 use serde_json::Value as Json;
@@ -15,28 +19,43 @@ use crate::log::{
 /// The tables of the shop.
 pub const TABLES: [&str; 3] = ["customers", "orders", "payments"];
 
+/// What the database says.
+#[derive(Default)]
+pub struct Truth {
+    /// The rows that were there, and every change since.
+    pub facts: Vec<Fact>,
+    /// Table and key of every row at the end.
+    pub rows: HashSet<(String, i64)>,
+}
+
 /// The two counts and how they differ.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Row changes that the source committed.
+    /// Rows that were there before the start.
+    pub rows: usize,
+    /// These, and the row changes that the source committed.
     pub committed: usize,
     /// Events in the topics.
     pub arrived: usize,
+    /// Of these, rows that were read.
+    pub reads: usize,
     /// Of these, tombstones.
     pub tombstones: usize,
-    /// Changes without an event.
+    /// Rows that were there and are not read, because an event with a newer state of them came first.
+    pub overtaken: usize,
+    /// Rows that were read once although they came as a change after the start.
+    pub repeated: usize,
+    /// Rows and changes without an event, and rows at the end that the topics lack.
     pub missing: usize,
-    /// Events beyond one per change.
+    /// Events beyond one per row and change, and rows in the topics that are not there at the end.
     pub twice: usize,
 }
 
 impl Ledger {
     /// Counts until nothing is missing, or the deadline is over.
-    pub async fn catch_up(log: PathBuf, connector: &str, truth: &[Fact], deadline: Instant) -> Result<Self> {
+    pub async fn catch_up(log: PathBuf, connector: &str, truth: &Truth, deadline: Instant) -> Result<Self> {
         loop {
-            let (events, tombstones) = read(&log, connector).await?;
-            let mut ledger = Self::compare(truth, &events);
-            ledger.tombstones = tombstones;
+            let ledger = Self::compare(truth, &read(&log, connector).await?);
             if ledger.missing == 0 || Instant::now() > deadline {
                 return Ok(ledger);
             }
@@ -44,12 +63,42 @@ impl Ledger {
         }
     }
 
-    fn compare(truth: &[Fact], events: &[Fact]) -> Self {
+    fn compare(truth: &Truth, events: &[Event]) -> Self {
         let mut balance: HashMap<&Fact, i64> = HashMap::new();
-        truth.iter().for_each(|fact| *balance.entry(fact).or_default() += 1);
-        events.iter().for_each(|fact| *balance.entry(fact).or_default() -= 1);
-        let sum = |sign: i64| balance.values().map(|count| (count * sign).max(0)).sum::<i64>().cast_unsigned() as usize;
-        Self { committed: truth.len(), arrived: events.len(), tombstones: 0, missing: sum(1), twice: sum(-1) }
+        truth.facts.iter().for_each(|fact| *balance.entry(fact).or_default() += 1);
+        events.iter().for_each(|event| *balance.entry(&event.fact).or_default() -= 1);
+        // Events of a key stand in the order of its topic, so the last one wins.
+        let mut last: HashMap<(&str, i64), bool> = HashMap::new();
+        let mut changed: HashSet<(&str, i64)> = HashSet::new();
+        for Event { fact, is_tombstone } in events {
+            last.insert((&fact.table, fact.id), !is_tombstone);
+            if fact.op != 'r' {
+                changed.insert((&fact.table, fact.id));
+            }
+        }
+        let mut ledger = Self {
+            rows: truth.facts.iter().filter(|fact| fact.op == 'r').count(),
+            committed: truth.facts.len(),
+            arrived: events.len(),
+            reads: events.iter().filter(|event| event.fact.op == 'r').count(),
+            tombstones: events.iter().filter(|event| event.is_tombstone).count(),
+            ..Self::default()
+        };
+        for (fact, count) in balance {
+            let is_changed_row = fact.op == 'r' && changed.contains(&(fact.table.as_str(), fact.id));
+            match count {
+                1 if is_changed_row => ledger.overtaken += 1,
+                // Once is what a read may do; whether the row was there before does not matter to it.
+                -1 if is_changed_row && !truth.facts.contains(fact) => ledger.repeated += 1,
+                0.. => ledger.missing += count.unsigned_abs() as usize,
+                _ => ledger.twice += count.unsigned_abs() as usize,
+            }
+        }
+        let live: HashSet<(&str, i64)> = last.into_iter().filter(|(_, lives)| *lives).map(|(key, _)| key).collect();
+        let rows: HashSet<(&str, i64)> = truth.rows.iter().map(|(table, id)| (table.as_str(), *id)).collect();
+        ledger.missing += rows.difference(&live).count();
+        ledger.twice += live.difference(&rows).count();
+        ledger
     }
 
     /// Nothing missing, nothing twice.
@@ -58,11 +107,16 @@ impl Ledger {
     }
 }
 
-/// Every event of the shop's topics, as facts.
-async fn read(path: &std::path::Path, connector: &str) -> Result<(Vec<Fact>, usize)> {
+/// An event of the topics.
+struct Event {
+    fact: Fact,
+    is_tombstone: bool,
+}
+
+/// Every event of the shop's topics, in the order of its topic.
+async fn read(path: &std::path::Path, connector: &str) -> Result<Vec<Event>> {
     let log = EmbeddedLog::open(Options::new(path), Mode::Reader)?;
-    let mut facts = Vec::new();
-    let mut tombstones = 0;
+    let mut events = Vec::new();
     for table in TABLES {
         let mut reader = log.reader(&format!("{connector}.{table}"), 0, From::Earliest).await?;
         while !reader.at_end().await? {
@@ -72,29 +126,55 @@ async fn read(path: &std::path::Path, connector: &str) -> Result<(Vec<Fact>, usi
                     String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
                 };
                 let key: Json = serde_json::from_slice(&record.key).unwrap_or_default();
-                facts.push(Fact {
+                let fact = Fact {
                     xid: header("hw.tx").split('@').next().and_then(|xid| xid.parse().ok()).unwrap_or(0),
                     table: table.to_owned(),
                     op: header("hw.op").chars().next().unwrap_or('?'),
                     id: key["id"].as_i64().unwrap_or(-1),
-                });
-                tombstones += usize::from(record.value.is_none());
+                };
+                events.push(Event { fact, is_tombstone: record.value.is_none() });
             }
         }
     }
-    Ok((facts, tombstones))
+    Ok(events)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn fact(op: char, id: i64) -> Fact {
+        Fact { xid: if op == 'r' { 0 } else { 7 }, table: "orders".into(), op, id }
+    }
+
+    fn compare(facts: &[(char, i64)], events: &[(char, i64)], rows: &[i64]) -> Ledger {
+        let facts = facts.iter().map(|(op, id)| fact(*op, *id)).collect();
+        let events: Vec<Event> = events.iter().map(|(op, id)| Event { fact: fact(*op, *id), is_tombstone: *op == 'd' }).collect();
+        Ledger::compare(&Truth { facts, rows: rows.iter().map(|id| ("orders".to_owned(), *id)).collect() }, &events)
+    }
+
     #[test]
     fn missing_and_repeated_events_are_counted_apart() {
-        let fact = |id| Fact { xid: 7, table: "orders".into(), op: 'u', id };
-        let ledger = Ledger::compare(&[fact(1), fact(2), fact(3)], &[fact(1), fact(3), fact(3)]);
+        let ledger = compare(&[('u', 1), ('u', 2), ('u', 3)], &[('u', 1), ('u', 3), ('u', 3)], &[1, 3]);
         assert_eq!((ledger.missing, ledger.twice), (1, 1));
         assert!(!ledger.is_exact());
-        assert!(Ledger::compare(&[fact(1)], &[fact(1)]).is_exact());
+        assert!(compare(&[('u', 1)], &[('u', 1)], &[1]).is_exact());
+    }
+
+    #[test]
+    fn a_row_that_was_there_comes_once_unless_a_change_of_it_came() {
+        let ledger =
+            compare(&[('r', 1), ('r', 2), ('u', 2), ('r', 3), ('d', 3)], &[('r', 1), ('u', 2), ('r', 3), ('d', 3)], &[1, 2]);
+        assert!(ledger.is_exact(), "{ledger:?}");
+        assert_eq!((ledger.rows, ledger.reads, ledger.overtaken, ledger.tombstones), (3, 2, 1, 1));
+        assert_eq!(compare(&[('r', 1)], &[], &[1]).missing, 2, "neither as an event nor in the end");
+        assert_eq!(compare(&[('r', 1)], &[('r', 1), ('r', 1)], &[1]).twice, 1);
+        // One that came as a change may be read once more, no further.
+        let again = compare(&[('c', 9)], &[('c', 9), ('r', 9)], &[9]);
+        assert!(again.is_exact() && again.repeated == 1, "{again:?}");
+        assert!(!compare(&[('c', 9)], &[('c', 9), ('r', 9), ('r', 9)], &[9]).is_exact());
+        assert!(!compare(&[('c', 9)], &[('c', 9), ('r', 8)], &[9]).is_exact(), "a row that nobody wrote");
+        // A stale row behind a delete leaves a key that is not there.
+        assert!(!compare(&[('r', 3), ('d', 3)], &[('d', 3), ('r', 3)], &[]).is_exact());
     }
 }

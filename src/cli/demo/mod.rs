@@ -17,7 +17,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::{daemon::Daemon, ledger::Ledger, server::Server, shop::Shop, show::Show};
+use self::{
+    daemon::Daemon,
+    ledger::{Ledger, Truth},
+    server::Server,
+    shop::Shop,
+    show::Show,
+};
 use super::{Failure, Outcome, codes};
 
 /// How often the daemon is killed.
@@ -26,8 +32,11 @@ const KILLS: u32 = 3;
 /// How long the shop goes on without a daemon after a kill.
 const DOWN: Duration = Duration::from_millis(1200);
 
+/// The first of them comes no later than this.
+const FIRST_KILL: Duration = Duration::from_secs(4);
+
 /// How long the topics may take to hold everything once the shop is quiet.
-const CATCH_UP: Duration = Duration::from_secs(30);
+const CATCH_UP: Duration = Duration::from_secs(60);
 
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
@@ -71,10 +80,18 @@ async fn play(args: &Args) -> Result<bool> {
     }
     let removed = shop.remove().await;
     started.stop().await;
-    let Some((transactions, ledger)) = outcome? else { return Ok(stage.show.interrupted()) };
+    let Some((played, ledger)) = outcome? else { return Ok(stage.show.interrupted()) };
     removed?;
-    stage.show.result(transactions, KILLS, &ledger);
+    stage.show.result(&played, &ledger);
     Ok(ledger.is_exact())
+}
+
+/// What happened.
+struct Played {
+    transactions: u64,
+    kills: u32,
+    /// Of these, kills while rows were read that were there before.
+    reading: u32,
 }
 
 /// What the demo stands on. Dropping it ends the daemon and removes the directory.
@@ -95,7 +112,7 @@ impl Stage {
     }
 
     /// Trades, kills, restarts, and counts both ends.
-    async fn perform(&mut self, args: &Args, server: &Server, shop: &Shop) -> Result<(u64, Ledger)> {
+    async fn perform(&mut self, args: &Args, server: &Server, shop: &Shop) -> Result<(Played, Ledger)> {
         let Self { show, daemon, directory } = self;
         shop.fill(server, show).await?;
         let daemon = daemon.insert(Daemon::start(directory.path(), server, shop.schema(), show).await?);
@@ -105,18 +122,23 @@ impl Stage {
         let open_for = Duration::from_secs(args.seconds);
         let mut trading = JoinSet::new();
         trading.spawn(shop.clone().trade(Instant::now() + open_for, show.clone()));
-        for _ in 0..KILLS {
-            sleep(open_for / (KILLS + 1)).await;
-            daemon.kill(show);
+        let mut reading = 0;
+        for at in 0..KILLS {
+            let pause = open_for / (KILLS + 1);
+            // The first one comes while rows are read that were there before.
+            sleep(if at == 0 { pause.min(FIRST_KILL) } else { pause }).await;
+            reading += u32::from(daemon.kill(show).await);
             sleep(DOWN.min(open_for / 6)).await;
             daemon.restart(show).await?;
         }
         let traded = trading.join_next().await.ok_or_else(|| failed("the shop never opened"))?;
         let transactions = traded.map_err(|error| failed("the shop's task ended early").caused_by(error))??;
         show.step("the shop closes; counting both ends");
-        let truth = shop.truth().await?;
-        let ledger = Ledger::catch_up(daemon.log_path(), shop.schema(), &truth, Instant::now() + CATCH_UP).await?;
-        Ok((transactions, ledger))
+        let deadline = Instant::now() + CATCH_UP;
+        daemon.until_read(deadline).await;
+        let truth = Truth { facts: shop.truth().await?, rows: shop.rows().await? };
+        let ledger = Ledger::catch_up(daemon.log_path(), shop.schema(), &truth, deadline).await?;
+        Ok((Played { transactions, kills: KILLS, reading }, ledger))
     }
 }
 

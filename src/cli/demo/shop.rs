@@ -1,17 +1,24 @@
 //! The monolith: customers, orders, payments, and triggers that count what was really committed.
 
+use std::collections::HashSet;
+
 use fastrand::Rng;
 use headwater_connector::Result;
 use headwater_postgres::Session;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::{failed, server::Server, show::Show};
+use super::{failed, ledger::TABLES, server::Server, show::Show};
 
 /// Pause between two transactions of the shop, so that a person can follow.
 const PAUSE: Duration = Duration::from_millis(12);
 
 /// Every n-th transaction is shown.
 const SHOWN: u64 = 11;
+
+/// Rows that are there before the start: enough to be read for some seconds.
+const CUSTOMERS: i64 = 2_000;
+const ORDERS: i64 = 12_000;
+const PAYMENTS: i64 = 6_000;
 
 /// The shop's place on the server.
 #[derive(Clone)]
@@ -23,11 +30,11 @@ pub struct Shop {
 /// One row change as the database itself recorded it, in the transaction that made it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fact {
-    /// Transaction id, 32 bit, as the log carries it.
+    /// Transaction id, 32 bit, as the log carries it; 0 for a row that was there before.
     pub xid: u32,
     /// Bare table name.
     pub table: String,
-    /// `c`, `u` or `d`.
+    /// `c`, `u` or `d`; `r` for a row that was there before.
     pub op: char,
     /// Primary key.
     pub id: i64,
@@ -40,9 +47,10 @@ impl Shop {
         Self { url: server.url().to_owned(), schema }
     }
 
-    /// Builds and fills it. Its rows exist before headwater starts, so they are not published.
+    /// Builds and fills it. Its rows are there before headwater starts, and the shop's own record says so.
     pub async fn fill(&self, server: &Server, show: &Show) -> Result<()> {
-        show.step("filling a small shop: customers, orders, payments (rows that exist before the start are not read yet)");
+        let rows = CUSTOMERS + ORDERS + PAYMENTS;
+        show.step(&format!("filling a shop: customers, orders, payments; {rows} rows that are there before headwater is"));
         let mut session = server.session().await?;
         for statement in self.statements() {
             session.query(&statement).await?;
@@ -77,16 +85,17 @@ impl Shop {
                  END IF; RETURN NULL; END $$"
             ),
             format!(
-                "INSERT INTO {s}.customers SELECT i, 'Customer ' || i, 'c' || i || '@example.com' FROM generate_series(1, 200) i"
+                "INSERT INTO {s}.customers SELECT i, 'Customer ' || i, 'c' || i || '@example.com' FROM generate_series(1, {CUSTOMERS}) i"
             ),
             format!(
-                "INSERT INTO {s}.orders SELECT i, i % 200 + 1, 'open', i * 1.25, '[{{\"sku\": \"A1\"}}]' \
-                 FROM generate_series(1, 400) i"
+                "INSERT INTO {s}.orders SELECT i, i % {CUSTOMERS} + 1, 'open', i * 1.25, '[{{\"sku\": \"A1\"}}]' \
+                 FROM generate_series(1, {ORDERS}) i"
             ),
-            format!("INSERT INTO {s}.payments SELECT i, i, i * 1.25, 'card' FROM generate_series(1, 100) i"),
+            format!("INSERT INTO {s}.payments SELECT i, i, i * 1.25, 'card' FROM generate_series(1, {PAYMENTS}) i"),
         ];
-        // The triggers come last: what exists before the start is not part of the count.
-        statements.extend(["customers", "orders", "payments"].map(|table| {
+        // The triggers come last: what is there before the start counts as rows to be read, under no transaction.
+        statements.extend(TABLES.map(|table| format!("INSERT INTO {s}.truth SELECT 0, '{table}', 'r', id FROM {s}.{table}")));
+        statements.extend(TABLES.map(|table| {
             format!(
                 "CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {s}.{table} FOR EACH ROW EXECUTE FUNCTION {s}.record()"
             )
@@ -99,7 +108,7 @@ impl Shop {
         let mut session = Session::open(&self.url).await?;
         let mut rng = Rng::with_seed(20);
         let mut committed = 0;
-        let mut next_id = 1000;
+        let mut next_id = 1_000_000;
         while Instant::now() < closes {
             let deal = deal(&self.schema, &mut rng, &mut next_id);
             let end = if rng.u32(0..12) == 0 { "ROLLBACK" } else { "COMMIT" };
@@ -125,6 +134,18 @@ impl Shop {
             Some(Fact { xid: xid.parse().ok()?, table, op: op.chars().next()?, id: id.parse().ok()? })
         };
         rows.into_iter().map(fact).collect::<Option<_>>().ok_or_else(|| failed("the shop's own record is not readable"))
+    }
+
+    /// The rows that are in the tables now.
+    pub async fn rows(&self) -> Result<HashSet<(String, i64)>> {
+        let mut session = Session::open(&self.url).await?;
+        let mut rows = HashSet::new();
+        for table in TABLES {
+            let ids = session.query(&format!("SELECT id FROM {}.{table}", self.schema)).await?;
+            let ids = ids.into_iter().filter_map(|row| row.into_iter().next()??.parse().ok());
+            rows.extend(ids.map(|id| (table.to_owned(), id)));
+        }
+        Ok(rows)
     }
 
     /// Removes everything that the demo made on the server: slot, publication, schema.
@@ -155,7 +176,7 @@ struct Deal {
 }
 
 fn deal(s: &str, rng: &mut Rng, next_id: &mut i64) -> Deal {
-    let order = rng.i64(1..400);
+    let order = rng.i64(1..ORDERS);
     let mut fresh = || {
         *next_id += 1;
         *next_id
@@ -175,7 +196,7 @@ fn deal(s: &str, rng: &mut Rng, next_id: &mut i64) -> Deal {
                 sql: format!(
                     "INSERT INTO {s}.orders VALUES ({id}, {}, 'open', {total}, '[{{\"sku\": \"A{}\", \"n\": {}}}]'); \
                      INSERT INTO {s}.payments VALUES ({id}, {id}, {total}, 'card')",
-                    rng.u32(1..200),
+                    rng.i64(1..CUSTOMERS),
                     rng.u32(1..50),
                     rng.u32(1..5)
                 ),

@@ -10,7 +10,10 @@ use std::{
 use anstyle::{AnsiColor, Style};
 use tokio::time::Instant;
 
-use super::ledger::{Ledger, TABLES};
+use super::{
+    Played,
+    ledger::{Ledger, TABLES},
+};
 use crate::log::{
     From, Log, StoredRecord,
     embedded::{EmbeddedLog, Mode, Options},
@@ -19,6 +22,8 @@ use crate::log::{
 /// Every n-th event is shown; tombstones more often, because they are rare and worth seeing.
 const SHOWN: u64 = 17;
 const SHOWN_TOMBSTONES: u64 = 5;
+/// Rows that were there before are many.
+const SHOWN_READS: u64 = 1_000;
 
 /// Width when there is no terminal.
 const PLAIN_WIDTH: usize = 160;
@@ -66,8 +71,9 @@ impl Show {
     }
 
     /// The daemon is dead.
-    pub fn killed(&self, pid: Option<u32>) {
-        let text = format!("SIGKILL to headwater (pid {}) in mid-flow; the shop goes on without it", pid.unwrap_or(0));
+    pub fn killed(&self, pid: Option<u32>, reading: Option<u64>) {
+        let when = reading.map_or_else(|| "in mid-flow".to_owned(), |rows| format!("in mid-backfill, after {rows} rows"));
+        let text = format!("SIGKILL to headwater (pid {}) {when}; the shop goes on without it", pid.unwrap_or(0));
         self.line("KILL", AnsiColor::Red, &text);
     }
 
@@ -98,12 +104,16 @@ impl Show {
         for topic in topics {
             readers.push((topic, log.reader(topic, 0, From::Earliest).await?));
         }
-        let (mut events, mut tombstones) = (0, 0);
+        let (mut events, mut tombstones, mut reads) = (0, 0, 0);
         loop {
             for (topic, reader) in &mut readers {
                 for record in reader.read(1_000, Duration::from_millis(20)).await? {
-                    let (count, shown) =
-                        if record.value.is_some() { (&mut events, SHOWN) } else { (&mut tombstones, SHOWN_TOMBSTONES) };
+                    let is_read = record.headers.iter().any(|(name, value)| name == "hw.op" && value == b"r");
+                    let (count, shown) = match record.value {
+                        None => (&mut tombstones, SHOWN_TOMBSTONES),
+                        Some(_) if is_read => (&mut reads, SHOWN_READS),
+                        Some(_) => (&mut events, SHOWN),
+                    };
                     *count += 1;
                     if *count % shown == 0 {
                         self.event(topic, &record);
@@ -125,14 +135,20 @@ impl Show {
     }
 
     /// The count, and last the line that it was all for.
-    pub fn result(&self, transactions: u64, kills: u32, ledger: &Ledger) {
-        let Ledger { committed, arrived, tombstones, missing, twice } = ledger;
+    pub fn result(&self, played: &Played, ledger: &Ledger) {
+        let Played { transactions, kills, reading } = played;
+        let Ledger { rows, committed, arrived, reads, tombstones, overtaken, repeated, missing, twice } = ledger;
         let out = |text: &str| println!("{text}");
         out("");
         out(&format!(
-            "  counted by triggers in the database: {committed} row changes in {transactions} transactions, {kills} kills"
+            "  counted by the database itself:    {rows} rows that were there, {} row changes in {transactions} transactions",
+            committed - rows
         ));
-        out(&format!("  counted in the topics by a reader:   {arrived} events, {tombstones} of them tombstones"));
+        out(&format!("  counted in the topics by a reader: {arrived} events: {reads} rows read, {tombstones} tombstones"));
+        out(&format!("  {kills} kills, {reading} of them while rows were being read"));
+        out(&format!(
+            "  {overtaken} rows changed before they were read and come as that change only; {repeated} were read after a change as well"
+        ));
         out("");
         let colour = if ledger.is_exact() { AnsiColor::Green } else { AnsiColor::Red };
         let line = format!("committed {committed}, arrived {arrived}: {missing} missing, {twice} twice");

@@ -2,10 +2,8 @@
 
 use serde::Serialize;
 
-use crate::{
-    log::checkpoint::{BackfillState, TableBackfill},
-    pipeline::handle::ErrorView,
-};
+pub use crate::log::checkpoint::BackfillState;
+use crate::{log::checkpoint::TableBackfill, pipeline::handle::ErrorView};
 
 /// One table.
 #[derive(Clone, Debug, Serialize)]
