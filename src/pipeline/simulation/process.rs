@@ -9,7 +9,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use headwater_connector::{Error, Kind};
+use headwater_connector::{BackfillMode, BackfillOptions, Error, Kind};
 use tokio::{task::JoinHandle, time::Sleep};
 
 use super::{Lie, Variant, World, broker::Broker, log::ModelLog, server::ModelServer, source};
@@ -88,6 +88,8 @@ pub struct Run {
     pub broker: Arc<Broker>,
     events: Events,
     commit: CommitOptions,
+    backfill: BackfillOptions,
+    pub mode: BackfillMode,
 }
 
 impl Run {
@@ -101,15 +103,23 @@ impl Run {
         };
         let events = Events { partitions: Some([1, 3][rng.usize(0..2)]), ..Events::default() };
         let faults = [0, 5, 30, 80][rng.usize(0..4)];
+        let mode = if rng.u32(0..10) == 0 { BackfillMode::Never } else { BackfillMode::Initial };
+        let backfill = BackfillOptions {
+            mode,
+            readers: Some(rng.usize(1..5)),
+            rows_per_second: [None, None, None, Some(20)][rng.usize(0..4)],
+            first: [vec![], vec!["app.items".to_owned()]][rng.usize(0..2)].clone(),
+            ..BackfillOptions::default()
+        };
         let world = Arc::new(World::new(Rng::with_seed(rng.u64(..)), faults, lie, variant));
         let server = Arc::new(ModelServer::generate(&mut rng, Arc::clone(&world)));
         let broker = Arc::new(Broker::new(Arc::clone(&world)));
-        Self { world, server, broker, events, commit }
+        Self { world, server, broker, events, commit, backfill, mode }
     }
 
     /// One process: its own writer id and its own memory.
     fn process(&self) -> Ingest {
-        let connector = source::connector(&self.server, &self.world);
+        let connector = source::connector(&self.server, &self.world, &self.backfill);
         let log = Arc::new(ModelLog::new(Arc::clone(&self.world), Arc::clone(&self.broker)));
         let mut ingest = Ingest::new("shop", "headwater", connector, log, self.events.clone());
         ingest.commit = self.commit;
@@ -208,7 +218,8 @@ impl Run {
     }
 
     async fn until_caught_up(&self) {
-        while self.world.committed().base < self.server.end() {
+        let is_read = || self.world.read.load(Ordering::Relaxed);
+        while self.world.committed().base < self.server.end() || !is_read() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
