@@ -253,7 +253,10 @@ fn is_read(one: &Appended) -> Option<bool> {
         return None;
     }
     let text = std::str::from_utf8(one.record.value.as_deref()?).ok()?;
-    Some(text.contains(r#""backfills""#) && !text.contains(r#""state":"running""#))
+    Some(
+        text.contains(r#""backfills""#)
+            && ![r#""state":"running""#, r#""state":"paused""#].iter().any(|open| text.contains(open)),
+    )
 }
 
 /// The place that a record stores, if it is a checkpoint.

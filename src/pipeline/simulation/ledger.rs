@@ -14,7 +14,7 @@ use super::{
 };
 
 pub const TOPICS: [&str; FILTERED] = ["shop.orders", "shop.items"];
-const NAMES: [&str; FILTERED] = ["app.orders", "app.items"];
+pub const CAPTURED: [&str; FILTERED] = ["app.orders", "app.items"];
 
 /// One key of a table.
 #[derive(Default)]
@@ -137,12 +137,16 @@ pub fn end_state(rows: &Rows, history: &[&Transaction], data: &[&Appended], mode
 
 /// How far tables are read only grows, counts exactly what is published, and ends once.
 pub fn progress(records: &[Appended], (mode, end): (BackfillMode, End)) -> Result<(), String> {
-    let mut tables: BTreeMap<&str, (u64, Json)> = NAMES.into_iter().map(|name| (name, (0, Json::Null))).collect();
+    let mut tables: BTreeMap<&str, (u64, Json)> = CAPTURED.into_iter().map(|name| (name, (0, Json::Null))).collect();
     let (mut newest, mut is_changed): (&[u8], bool) = (b"", false);
     for one in records {
         if let Some(table) = TOPICS.iter().position(|topic| **topic == *one.topic).filter(|_| is_read(one)) {
-            tables.get_mut(NAMES[table]).expect("a table").0 += 1;
+            let (published, known) = tables.get_mut(CAPTURED[table]).expect("a table");
+            *published += 1;
             is_changed = true;
+            if known["state"] != "running" {
+                return Err(format!("a row was read and published behind {known}: {one:?}"));
+            }
         }
         if &*one.topic != CHECKPOINT || one.record.key != STATE_KEY {
             continue;

@@ -110,8 +110,10 @@ pub enum Variant {
     NoBarrier,
     /// Takes the end of the log for the barrier before it takes the snapshot.
     BarrierBeforeSnapshot,
-    /// Reads rows although a snapshot may not see what an earlier life published.
+    /// Reads rows although a snapshot may not see what is before the first position.
     NoGate,
+    /// Asks for the gate at the first start only: what an earlier life published may not be visible.
+    NoGateAfterRestart,
     /// Drops only rows whose keys came behind the low watermark in the log, as the well-known window does.
     LogOrder,
     /// Forgets which transactions a snapshot does not see.
@@ -153,13 +155,14 @@ struct Tally {
     rewrites: u64,
     reader_faults: u64,
     rows: u64,
+    orders: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 17] {
+    fn fields(&mut self) -> [&mut u64; 18] {
         let Self { crashes, fenced, thawed, lost_answers, twins, timeouts, .. } = self;
         let Self { partial_resumes, orphans, regressions, failovers, lost_stops, .. } = self;
-        let Self { chunks, gaps, gates, rewrites, reader_faults, rows, .. } = self;
+        let Self { chunks, gaps, gates, rewrites, reader_faults, rows, orders, .. } = self;
         [
             crashes,
             fenced,
@@ -178,6 +181,7 @@ impl Tally {
             rewrites,
             reader_faults,
             rows,
+            orders,
         ]
     }
 }

@@ -273,6 +273,11 @@ impl ModelServer {
         Ok(())
     }
 
+    /// Streams that were ever opened.
+    pub fn streams(&self) -> u64 {
+        self.state().opened
+    }
+
     pub fn disconnect(&self, handle: u64) {
         self.nothing_on_the_way(handle);
         if let Some(slot) = self.state().slot.as_mut()

@@ -7,7 +7,7 @@ use super::{Lie, Variant, search, simulate};
 /// Seeds within which each must be caught: far fewer than an ordinary run has.
 const SEEDS: u64 = 2_000;
 
-const VARIANTS: [Variant; 25] = [
+const VARIANTS: [Variant; 26] = [
     Variant::ResumeFromEndPlusOne,
     Variant::ConfirmBeforeCommit,
     Variant::IgnoreSendError,
@@ -28,6 +28,7 @@ const VARIANTS: [Variant; 25] = [
     Variant::NoBarrier,
     Variant::BarrierBeforeSnapshot,
     Variant::NoGate,
+    Variant::NoGateAfterRestart,
     Variant::LogOrder,
     Variant::ForgetJournal,
     Variant::ProgressOutside,
