@@ -142,7 +142,15 @@ fn transaction(xid: u64, end: Lsn, adjacent: bool, statements: &[(Vec<u32>, bool
             if !(*copied && at % 16 != 0) {
                 lsn += 8;
             }
-            steps.push(Step { table: 0, op: Change::Insert, key: *version, old_key: None, version: *version, lsn });
+            steps.push(Step {
+                table: 0,
+                op: Change::Insert,
+                key: *version,
+                old_key: None,
+                version: *version,
+                is_whole: true,
+                lsn,
+            });
         }
     }
     let commit = if adjacent { end } else { lsn + 8 };

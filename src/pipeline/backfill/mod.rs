@@ -191,6 +191,9 @@ impl Backfill {
     /// Begins to read what is open and not being read yet, and lets go of what is not open any more.
     pub fn take_up(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
         self.runs.retain(|table, _| backfills.get(table).is_some_and(|known| known.state == BackfillState::Running));
+        // A chunk of a run that ended is not one of the next run's: what resumes begins behind what was published.
+        let runs = &self.runs;
+        self.ready.retain(|chunk| runs.get(&chunk.table).is_some_and(|run| run.expects_ready(chunk.ticket)));
         if !self.is_active() {
             // Nothing is remembered while nothing is read.
             self.journal = Journal::default();

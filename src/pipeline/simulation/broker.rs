@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ const MARKERS_MS: u64 = 60;
 const READERS_MS: u64 = 40;
 
 pub const POSITION_KEY: &[u8] = br#"{"checkpoint":"position"}"#;
+pub const STATE_KEY: &[u8] = br#"{"checkpoint":"state"}"#;
 
 /// One appended record, in the order of appends over all topics.
 #[derive(Clone, Debug)]
@@ -182,7 +183,12 @@ impl Broker {
         state.outcomes[open] = Outcome::Committed { marked, seen: marked + readers };
         let newest = state.records.iter().rev().take_while(|(_, transaction)| *transaction == open);
         let newest = newest.map(|(one, _)| one).find_map(place);
+        let of_open = state.records.iter().rev().take_while(|(_, transaction)| *transaction == open);
+        let read = of_open.map(|(one, _)| one).find_map(is_read);
         drop(state);
+        if let Some(read) = read {
+            self.world.read.store(read, Ordering::Relaxed);
+        }
         if let Some(place) = newest {
             self.world.set_committed(place);
         }
@@ -210,9 +216,18 @@ impl Broker {
 
     /// Committed records of a topic before the first that is undecided or not seen yet, and whether there is such a one.
     pub fn read(&self, topic: &str) -> (Vec<StoredRecord>, bool) {
+        self.read_where(|one| &*one.topic == topic)
+    }
+
+    /// The same of one partition.
+    pub fn read_partition(&self, topic: &str, partition: u32) -> (Vec<StoredRecord>, bool) {
+        self.read_where(|one| &*one.topic == topic && one.partition == partition)
+    }
+
+    fn read_where(&self, is_wanted: impl Fn(&Appended) -> bool) -> (Vec<StoredRecord>, bool) {
         let state = self.state();
         let mut records = Vec::new();
-        for (one, transaction) in state.records.iter().filter(|(one, _)| &*one.topic == topic) {
+        for (one, transaction) in state.records.iter().filter(|(one, _)| is_wanted(one)) {
             match state.outcomes[*transaction] {
                 Outcome::Aborted if self.world.lie != Lie::AbortedIsSeen => {}
                 Outcome::Open if self.world.lie == Lie::OpenIsSkipped => {}
@@ -230,6 +245,18 @@ impl Broker {
         let committed = |transaction: &usize| matches!(state.outcomes[*transaction], Outcome::Committed { .. });
         state.records.iter().filter(|(_, transaction)| committed(transaction)).map(|(one, _)| one.clone()).collect()
     }
+}
+
+/// Whether nothing is to be read any more, if the record is a state.
+fn is_read(one: &Appended) -> Option<bool> {
+    if !one.topic.ends_with(".checkpoint") || one.record.key != STATE_KEY {
+        return None;
+    }
+    let text = std::str::from_utf8(one.record.value.as_deref()?).ok()?;
+    Some(
+        text.contains(r#""backfills""#)
+            && ![r#""state":"running""#, r#""state":"paused""#].iter().any(|open| text.contains(open)),
+    )
 }
 
 /// The place that a record stores, if it is a checkpoint.

@@ -2,46 +2,68 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use headwater_connector::Op;
+use headwater_connector::{BackfillMode, Op};
 use serde_json::Value as Json;
 
 use super::{
     broker::{Appended, Broker, POSITION_KEY},
+    ledger::{self, TOPICS},
     process::End,
     server::{FILTERED, Lsn, ModelServer, Step, Transaction, parse},
 };
 
-const CHECKPOINT: &str = "headwater.shop.checkpoint";
+pub const CHECKPOINT: &str = "headwater.shop.checkpoint";
 const SCHEMA: &str = "headwater.shop.schema";
 
 /// The whole check: events equal to the history behind the first position, and an unbroken chain of checkpoints. After a
-/// named stop the events are the beginning of a history that the server once had.
-pub fn check(server: &ModelServer, broker: &Broker, end: End) -> Result<(), String> {
+/// named stop the events are the beginning of a history that the server once had. Rows that were read fit in between. Returns their
+/// number.
+pub fn check(server: &ModelServer, broker: &Broker, mode: BackfillMode, end: End) -> Result<u64, String> {
     let records = broker.committed();
     let start = chain(&records)?;
+    ledger::progress(&records, (mode, end))?;
     let data: Vec<&Appended> = records.iter().filter(|one| &*one.topic != CHECKPOINT && &*one.topic != SCHEMA).collect();
-    let actual: Vec<String> = data.iter().map(|one| line(one)).collect();
-    match (start, end) {
-        (Some(start), End::Rest) => compare(&expected(&server.history(), start), &actual)?,
-        (Some(start), End::Lost) => {
-            let differs = |history: &Vec<Arc<Transaction>>| {
-                let mut expected = expected(history, start);
-                expected.truncate(actual.len());
-                compare(&expected, &actual).err()
-            };
-            let differences: Vec<String> = server.histories().iter().map_while(differs).collect();
-            if differences.len() == server.histories().len() {
-                return Err(differences.concat());
-            }
-        }
-        (None, End::Lost) => compare(&[], &actual)?,
-        (None, End::Rest) => return Err("no position was ever committed".to_owned()),
-    }
     let places: Vec<&[u8]> = data.iter().map(|one| header(one, "hw.pos")).collect();
     if !places.is_sorted_by(|a, b| a < b) {
         return Err("hw.pos does not rise".into());
     }
-    schemas_come_first(&records)
+    schemas_come_first(&records)?;
+    let Some(start) = start else {
+        return match (end, data.first()) {
+            (End::Rest, _) => Err("no position was ever committed".to_owned()),
+            (End::Lost, Some(event)) => Err(format!("an event without a position: {event:?}")),
+            (End::Lost, None) => Ok(0),
+        };
+    };
+    let mut differences = String::new();
+    for history in server.histories().iter().take(if end == End::Rest { 1 } else { usize::MAX }) {
+        match against(server, history, start, &data, (mode, end)) {
+            Ok(rows) => return Ok(rows),
+            Err(difference) => differences += &difference,
+        }
+    }
+    Err(differences)
+}
+
+/// The events against one history. After a named stop they are its beginning.
+fn against(
+    server: &ModelServer,
+    history: &[Arc<Transaction>],
+    start: Lsn,
+    data: &[&Appended],
+    (mode, end): (BackfillMode, End),
+) -> Result<u64, String> {
+    let actual: Vec<String> = data.iter().filter(|one| !ledger::is_read(one)).map(|one| line(one)).collect();
+    let mut expected = expected(history, start);
+    if end == End::Lost {
+        expected.truncate(actual.len());
+    }
+    compare(&expected, &actual)?;
+    let history: Vec<&Transaction> = history.iter().map(|one| &**one).collect();
+    if end == End::Rest {
+        ledger::end_state(&server.rows, &history, data, mode)?;
+    }
+    ledger::check(&server.rows, &history, start, data, (mode, end))
 }
 
 /// What a history publishes from a place on.
@@ -111,9 +133,13 @@ fn events(step: &Step, tx: u64) -> Vec<String> {
     if step.table == FILTERED {
         return Vec::new();
     }
-    let topic = ["shop.orders", "shop.items"][step.table];
+    let topic = TOPICS[step.table];
     let event = |op: &str, key: u32, value: Option<u32>| {
-        let value = value.map_or_else(|| "null".to_owned(), |version| format!(r#"{{"id":{key},"ver":{version}}}"#));
+        let value = match value {
+            None => "null".to_owned(),
+            Some(version) if step.is_whole => format!(r#"{{"id":{key},"ver":{version},"big":{version}}}"#),
+            Some(version) => format!(r#"{{"id":{key},"ver":{version}}} ["big"]"#),
+        };
         format!(r#"{topic} {{"id":{key}}} {value} {op} {tx}@model"#)
     };
     match (step.op, step.old_key) {
@@ -127,9 +153,14 @@ fn events(step: &Step, tx: u64) -> Vec<String> {
 fn line(one: &Appended) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let value = one.record.value.as_deref().map_or_else(|| "null".to_owned(), text);
-    format!("{} {} {value} {} {}", one.topic, text(&one.record.key), text(header(one, "hw.op")), text(header(one, "hw.tx")))
+    let absent = match header(one, "hw.absent") {
+        [] => String::new(),
+        absent => format!("{} ", text(absent)),
+    };
+    let (op, tx) = (text(header(one, "hw.op")), text(header(one, "hw.tx")));
+    format!("{} {} {value} {absent}{op} {tx}", one.topic, text(&one.record.key))
 }
 
-fn header<'a>(one: &'a Appended, name: &str) -> &'a [u8] {
+pub fn header<'a>(one: &'a Appended, name: &str) -> &'a [u8] {
     one.record.headers.iter().find(|(known, _)| known == name).map_or(b"", |(_, value)| value)
 }

@@ -7,12 +7,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use headwater_connector::{Error, Finding, Result, codes as contract};
+use headwater_connector::{Error, Finding, Result};
 use tokio::time::Instant;
 
 use super::{
     Lie, Variant, World,
-    broker::{Appended, Broker, POSITION_KEY},
+    broker::{Appended, Broker, POSITION_KEY, STATE_KEY},
 };
 use crate::log::{From, Log, LogReader, LogWriter, StoredRecord, TopicSpec, TopicState, Transaction, codes};
 
@@ -52,6 +52,11 @@ fn appended(transaction: &Transaction) -> Vec<Appended> {
         },
     };
     transaction.records().iter().map(one).collect()
+}
+
+/// Whether rows that were read are among the records.
+fn is_chunk(records: &[Appended]) -> bool {
+    records.iter().any(|one| one.record.headers.iter().any(|(name, value)| name == "hw.op" && value == b"r"))
 }
 
 /// The last of each key.
@@ -147,12 +152,41 @@ impl Log for ModelLog {
         Ok(Box::new(ModelWriter { world, broker, epoch, disturbed: false }))
     }
 
-    async fn reader(&self, _: &str, _: u32, _: From) -> Result<Box<dyn LogReader>> {
-        Err(Error::new(&contract::INVARIANT, "the simulation reads the model itself"))
+    async fn reader(&self, topic: &str, partition: u32, _: From) -> Result<Box<dyn LogReader>> {
+        self.world.network("reader").await?;
+        let (world, broker) = (Arc::clone(&self.world), Arc::clone(&self.broker));
+        Ok(Box::new(ModelLogReader { world, broker, topic: topic.to_owned(), partition, next: 0 }))
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {
         Ok(Vec::new())
+    }
+}
+
+/// Reads committed records of one partition from its beginning.
+struct ModelLogReader {
+    world: Arc<World>,
+    broker: Arc<Broker>,
+    topic: String,
+    partition: u32,
+    next: usize,
+}
+
+#[async_trait]
+impl LogReader for ModelLogReader {
+    async fn read(&mut self, max: usize, _: Duration) -> Result<Vec<StoredRecord>> {
+        self.world.network("read").await?;
+        let max = self.world.rng().usize(1..=max.min(20));
+        let (records, _) = self.broker.read_partition(&self.topic, self.partition);
+        let page: Vec<StoredRecord> = records.into_iter().skip(self.next).take(max).collect();
+        self.next += page.len();
+        Ok(page)
+    }
+
+    async fn at_end(&mut self) -> Result<bool> {
+        self.world.network("at_end").await?;
+        let (records, is_open) = self.broker.read_partition(&self.topic, self.partition);
+        Ok(!is_open && self.next >= records.len())
     }
 }
 
@@ -263,6 +297,15 @@ impl LogWriter for ModelWriter {
                     self.publish(&records).await?;
                 }
                 self.publish(&checkpoint).await?;
+            }
+            Variant::ProgressOutside | Variant::ProgressFirst if is_chunk(&records) => {
+                let (state, rest): (Vec<_>, Vec<_>) = records.into_iter().partition(|one| one.record.key == STATE_KEY);
+                let [first, second] = match self.world.variant {
+                    Variant::ProgressFirst => [state, rest],
+                    _ => [rest, state],
+                };
+                self.publish(&first).await?;
+                self.publish(&second).await?;
             }
             Variant::ResendOnDoubt => {
                 while let Err(error) = self.publish(&records).await {

@@ -8,10 +8,13 @@
 
 pub mod broker;
 mod checker;
+mod ledger;
 mod log;
 mod process;
+mod reader;
 pub mod server;
 mod source;
+mod tables;
 mod variants;
 
 use std::{
@@ -103,6 +106,24 @@ pub enum Variant {
     SkipTimelineCheck,
     /// Goes on storing the timeline of the first start after a failover was accepted.
     KeepTimeline,
+    /// Publishes rows that were read before the stream has passed what they show.
+    NoBarrier,
+    /// Takes the end of the log for the barrier before it takes the snapshot.
+    BarrierBeforeSnapshot,
+    /// Reads rows although a snapshot may not see what is before the first position.
+    NoGate,
+    /// Asks for the gate at the first start only: what an earlier life published may not be visible.
+    NoGateAfterRestart,
+    /// Drops only rows whose keys came behind the low watermark in the log, as the well-known window does.
+    LogOrder,
+    /// Forgets which transactions a snapshot does not see.
+    ForgetJournal,
+    /// Commits rows first, and how far the table is read in a transaction of its own.
+    ProgressOutside,
+    /// As above, the other way round.
+    ProgressFirst,
+    /// Takes the snapshot before the table is locked.
+    SnapshotBeforeLock,
 }
 
 /// A place in the source: everything before `base` is published, and of the transaction behind it what `partial` says.
@@ -127,13 +148,41 @@ struct Tally {
     regressions: u64,
     failovers: u64,
     lost_stops: u64,
+    chunks: u64,
+    /// Chunks that did not see everything that was in the log.
+    gaps: u64,
+    gates: u64,
+    rewrites: u64,
+    reader_faults: u64,
+    rows: u64,
+    orders: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 11] {
+    fn fields(&mut self) -> [&mut u64; 18] {
         let Self { crashes, fenced, thawed, lost_answers, twins, timeouts, .. } = self;
         let Self { partial_resumes, orphans, regressions, failovers, lost_stops, .. } = self;
-        [crashes, fenced, thawed, lost_answers, twins, timeouts, partial_resumes, orphans, regressions, failovers, lost_stops]
+        let Self { chunks, gaps, gates, rewrites, reader_faults, rows, orders, .. } = self;
+        [
+            crashes,
+            fenced,
+            thawed,
+            lost_answers,
+            twins,
+            timeouts,
+            partial_resumes,
+            orphans,
+            regressions,
+            failovers,
+            lost_stops,
+            chunks,
+            gaps,
+            gates,
+            rewrites,
+            reader_faults,
+            rows,
+            orders,
+        ]
     }
 }
 
@@ -157,6 +206,8 @@ pub struct World {
     violation: Mutex<Option<String>>,
     /// Somebody did what only a named stop can answer.
     harmed: AtomicBool,
+    /// All tables are read, says the newest state that is committed in the log.
+    read: AtomicBool,
 }
 
 impl World {
@@ -170,6 +221,7 @@ impl World {
             committed: Mutex::default(),
             violation: Mutex::default(),
             harmed: AtomicBool::new(false),
+            read: AtomicBool::new(false),
         }
     }
 
@@ -224,7 +276,8 @@ fn simulate(seed: u64, lie: Lie, variant: Variant) -> Result<Tally, String> {
     if let Some(violation) = run.world.violation.lock().unwrap().take() {
         return Err(violation);
     }
-    checker::check(&run.server, &run.broker, end)?;
+    let rows = checker::check(&run.server, &run.broker, run.mode, end)?;
+    run.world.tally().rows += rows;
     Ok(*run.world.tally())
 }
 

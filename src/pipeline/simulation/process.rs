@@ -1,6 +1,7 @@
 //! The course of a run: processes that crash, freeze and have rivals, beside a server that things happen to.
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -9,19 +10,23 @@ use std::{
 };
 
 use fastrand::Rng;
-use headwater_connector::{Error, Kind};
+use headwater_connector::{BackfillMode, BackfillOptions, Error, Kind};
 use tokio::{task::JoinHandle, time::Sleep};
 
-use super::{Lie, Variant, World, broker::Broker, log::ModelLog, server::ModelServer, source};
+use super::{Lie, Variant, World, broker::Broker, ledger::CAPTURED, log::ModelLog, server::ModelServer, source};
 use crate::{
     config::raw::CommitOptions,
     mapping::rule::Events,
-    pipeline::{ingest::Ingest, supervisor::supervise},
+    pipeline::{
+        backfill::order::{Action, Request},
+        ingest::Ingest,
+        supervisor::supervise,
+    },
     shutdown,
 };
 
 /// Virtual time that a run may take to come to rest after its last fault (invariant I15).
-const REST: Duration = Duration::from_secs(6 * 3600);
+const REST: Duration = Duration::from_secs(2 * 3600);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +93,8 @@ pub struct Run {
     pub broker: Arc<Broker>,
     events: Events,
     commit: CommitOptions,
+    backfill: BackfillOptions,
+    pub mode: BackfillMode,
 }
 
 impl Run {
@@ -101,15 +108,23 @@ impl Run {
         };
         let events = Events { partitions: Some([1, 3][rng.usize(0..2)]), ..Events::default() };
         let faults = [0, 5, 30, 80][rng.usize(0..4)];
+        let mode = if rng.u32(0..10) == 0 { BackfillMode::Never } else { BackfillMode::Initial };
+        let backfill = BackfillOptions {
+            mode,
+            readers: Some(rng.usize(1..5)),
+            rows_per_second: [None, None, None, Some(20)][rng.usize(0..4)],
+            first: [vec![], vec!["app.items".to_owned()]][rng.usize(0..2)].clone(),
+            ..BackfillOptions::default()
+        };
         let world = Arc::new(World::new(Rng::with_seed(rng.u64(..)), faults, lie, variant));
         let server = Arc::new(ModelServer::generate(&mut rng, Arc::clone(&world)));
         let broker = Arc::new(Broker::new(Arc::clone(&world)));
-        Self { world, server, broker, events, commit }
+        Self { world, server, broker, events, commit, backfill, mode }
     }
 
     /// One process: its own writer id and its own memory.
     fn process(&self) -> Ingest {
-        let connector = source::connector(&self.server, &self.world);
+        let connector = source::connector(&self.server, &self.world, &self.backfill);
         let log = Arc::new(ModelLog::new(Arc::clone(&self.world), Arc::clone(&self.broker)));
         let mut ingest = Ingest::new("shop", "headwater", connector, log, self.events.clone());
         ingest.commit = self.commit;
@@ -156,7 +171,14 @@ impl Run {
         }
         let (_trigger, shutdown) = shutdown::channel();
         let process = self.process();
-        Fate::new(&self.world, supervise(&process, shutdown)).await
+        let run = async {
+            tokio::select! {
+                biased;
+                end = supervise(&process, shutdown) => end,
+                never = operator(&self.world, &process) => match never {},
+            }
+        };
+        Fate::new(&self.world, run).await
     }
 
     /// Whether a process may end like this.
@@ -188,7 +210,13 @@ impl Run {
             trigger.stop();
             rested
         };
-        let mut running = std::pin::pin!(supervise(&process, shutdown));
+        let mut running = std::pin::pin!(async {
+            tokio::select! {
+                biased;
+                end = supervise(&process, shutdown) => end,
+                never = resume_all(&process) => match never {},
+            }
+        });
         let error = tokio::select! {
             biased;
             error = &mut running => error,
@@ -208,10 +236,46 @@ impl Run {
     }
 
     async fn until_caught_up(&self) {
-        while self.world.committed().base < self.server.end() {
+        let is_read = || self.world.read.load(Ordering::Relaxed);
+        while self.world.committed().base < self.server.end() || !is_read() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Somebody who pauses and resumes what is read.
+async fn operator(world: &World, process: &Ingest) -> Infallible {
+    let count = world.rng().u32(0..5);
+    for _ in 0..count {
+        let pause = Duration::from_millis(world.rng().u64(0..400));
+        tokio::time::sleep(pause).await;
+        let table = CAPTURED[world.rng().usize(0..CAPTURED.len())];
+        let actions = [&[Action::Pause][..], &[Action::Pause, Action::Resume], &[Action::Resume]];
+        let actions = actions[world.rng().usize(0..3)];
+        for action in actions {
+            let done = order(process, table, *action).await;
+            world.tally().orders += u64::from(done);
+        }
+    }
+    std::future::pending().await
+}
+
+/// In the end nothing stays paused.
+async fn resume_all(process: &Ingest) -> Infallible {
+    loop {
+        for table in CAPTURED {
+            order(process, table, Action::Resume).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// True if the order is durable.
+async fn order(process: &Ingest, table: &str, action: Action) -> bool {
+    let request = Request { table: table.to_owned(), action, ..Request::default() };
+    let Ok(order) = request.order(&*process.connector).await else { return false };
+    let answer = process.status.orders.put(order);
+    matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(Ok(()))))
 }
 
 /// What happens to the server by itself and by its operators.

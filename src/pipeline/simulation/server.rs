@@ -1,4 +1,5 @@
-//! A model of the PostgreSQL server: one log in commit order, one slot, and what operators and crashes do to both.
+//! A model of the PostgreSQL server: one log in commit order, one slot, and what operators and crashes do to both. What is in the
+//! log becomes visible later, and in another order; [`tables`](super::tables) has what the rows are.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,10 @@ use fastrand::Rng;
 use headwater_connector::{Column, Error, Op, Result, Schema, Type, codes as contract};
 use tokio::time::Instant;
 
-use super::{Lie, Place, World};
+use super::{
+    Lie, Place, World,
+    tables::{Rows, Writer, Written},
+};
 use crate::log::codes;
 
 /// A place in the log.
@@ -29,6 +33,8 @@ pub struct Step {
     /// The key before, of an update that changes it.
     pub old_key: Option<u32>,
     pub version: u32,
+    /// Whether the log has all columns: those of an update that did not change a large value are not there.
+    pub is_whole: bool,
     /// Rows of one COPY share it.
     pub lsn: Lsn,
 }
@@ -42,6 +48,28 @@ pub struct Transaction {
     /// Where its commit record ends.
     pub end: Lsn,
     pub steps: Vec<Step>,
+}
+
+/// What a session sees at one moment.
+pub struct Seen {
+    /// Visible transactions.
+    pub transactions: History,
+    /// In the log and not visible.
+    pub pending: Vec<u64>,
+    /// Not in the log yet; the first ones may be running.
+    pub future: Vec<u64>,
+    /// The end of the last commit record, and of everything that is written.
+    pub end: Lsn,
+    pub written: Lsn,
+    /// Since the beginning.
+    pub at: Duration,
+}
+
+impl Seen {
+    /// The rows of all tables.
+    pub fn rows(&self, server: &ModelServer) -> Rows {
+        server.rows.after(self.transactions.iter().map(|one| &**one))
+    }
 }
 
 /// Transactions in the order of their commit records.
@@ -63,6 +91,12 @@ struct Slot {
 #[derive(Default)]
 struct State {
     history: History,
+    /// How long each is in the log before it is visible; those that are missing are visible at once.
+    lags: Vec<Duration>,
+    /// So many are visible because the server has been restarted since.
+    settled: usize,
+    /// Ends of the server so far: whoever is connected is not any more.
+    ends: u64,
     /// Histories that a failover has cut off.
     former: Vec<History>,
     began: Option<Instant>,
@@ -78,63 +112,42 @@ struct State {
 
 pub struct ModelServer {
     pub schemas: Vec<Arc<Schema>>,
+    /// What was in the tables before the first transaction.
+    pub rows: Rows,
+    /// When tables are rewritten, since the beginning.
+    rewrites: Vec<(usize, Duration)>,
     world: Arc<World>,
     pace: Duration,
     state: Mutex<State>,
 }
 
-/// Makes transactions whose places follow each other.
-struct Writer {
-    lsn: Lsn,
-    xid: u64,
-    version: u32,
-}
-
-impl Writer {
-    fn transaction(&mut self, rng: &mut Rng) -> Arc<Transaction> {
-        let count = if rng.u32(0..10) == 0 { rng.usize(20..90) } else { rng.usize(0..8) };
-        // Rows may have been written before the commit in front of ours: then the two commit records touch.
-        let adjacent = rng.bool();
-        let mut lsn = if adjacent { self.lsn.saturating_sub(8 * count as Lsn) } else { self.lsn };
-        let copy = rng.u32(0..4) == 0;
-        let mut steps = Vec::with_capacity(count);
-        for at in 0..count {
-            if !(copy && at % 16 != 0) {
-                lsn += 8;
-            }
-            steps.push(self.step(rng, lsn));
-        }
-        let other_traffic = if adjacent { 0 } else { rng.u64(0..3) * 8 };
-        let commit = if adjacent { self.lsn } else { lsn + other_traffic };
-        self.lsn = commit + 8;
-        self.xid += 1;
-        Arc::new(Transaction { xid: self.xid, commit, end: self.lsn, steps })
-    }
-
-    fn step(&mut self, rng: &mut Rng, lsn: Lsn) -> Step {
-        self.version += 1;
-        let op = [Op::Insert, Op::Update, Op::Update, Op::Delete][rng.usize(0..4)];
-        let old_key = (op == Op::Update && rng.u32(0..3) == 0).then(|| 100 + rng.u32(0..12));
-        let table = [0, 1, 0, 1, FILTERED][rng.usize(0..5)];
-        Step { table, op, key: rng.u32(0..12), old_key, version: self.version, lsn }
+impl State {
+    /// A transaction that will reach the log in its turn.
+    fn push(&mut self, Written { transaction, lag }: Written) {
+        self.history.push(transaction);
+        self.lags.push(lag);
     }
 }
 
 impl ModelServer {
     pub fn generate(rng: &mut Rng, world: Arc<World>) -> Self {
-        let mut writer = Writer { lsn: 1_000, xid: 0, version: 0 };
-        let count = rng.usize(1..30);
-        let history = (0..count).map(|_| writer.transaction(rng)).collect();
         let pace = Duration::from_millis(rng.u64(1..60));
-        Self::with_history(history, pace, world)
+        let rows = Rows::generate(rng);
+        let mut writer = Writer::new(rows.clone(), pace);
+        let count = rng.usize(1..30);
+        let mut server = Self::with_history(History::new(), pace, world);
+        let state = server.state.get_mut().unwrap();
+        (0..count).for_each(|_| state.push(writer.transaction(rng)));
+        server.rewrites = (0..rng.usize(0..8)).map(|_| (rng.usize(0..FILTERED), pace * rng.u32(0..40))).collect();
+        Self { rows, ..server }
     }
 
-    /// A server whose transactions become visible one after each `pace`.
+    /// A server whose transactions reach the log one after each `pace`, and are visible at once.
     pub fn with_history(history: History, pace: Duration, world: Arc<World>) -> Self {
         let schemas = ["app.orders", "app.items", "app.other"].into_iter().map(schema).collect::<Vec<_>>();
         assert_eq!(schemas.len(), TABLES);
         let state = Mutex::new(State { history, timeline: 1, ..State::default() });
-        Self { schemas, world, pace, state }
+        Self { schemas, rows: Rows::default(), rewrites: Vec::new(), world, pace, state }
     }
 
     pub fn history(&self) -> History {
@@ -149,7 +162,7 @@ impl ModelServer {
         all
     }
 
-    /// The end of the whole history, also of what is not visible yet.
+    /// The end of the whole history, also of what is not in the log yet.
     pub fn end(&self) -> Lsn {
         self.state().history.last().map_or(0, |last| last.end)
     }
@@ -189,10 +202,10 @@ impl ModelServer {
         self.state().slot.as_ref().is_some_and(|slot| slot.active.is_some())
     }
 
-    /// Makes the slot at the end of the visible log.
+    /// Makes the slot at the end of the log.
     pub fn create_slot(&self) -> Lsn {
         let mut state = self.state();
-        let end = self.visible_end(&mut state);
+        let end = self.logged_end(&mut state);
         state.slot = Some(Slot { confirmed: end, persisted: end, dirty: false, synced: None, active: None });
         end
     }
@@ -205,9 +218,9 @@ impl ModelServer {
 
     /// The reader of the slot loses it. What it was sent before, it may still receive.
     fn evict(&self, state: &mut State) {
-        let visible = self.visible(state);
+        let logged = self.logged(state);
         if let Some(reader) = state.slot.as_mut().and_then(|slot| slot.active.take()) {
-            let sent = state.history[..visible].to_vec();
+            let sent = state.history[..logged].to_vec();
             state.on_the_way.insert(reader, sent);
         }
     }
@@ -231,21 +244,21 @@ impl ModelServer {
         Some((opened, state.history.partition_point(|one| if by_end { one.end <= start } else { one.commit < start })))
     }
 
-    /// The transaction at `index` once it is visible, for the holder of the slot, or for one who had it until then.
+    /// The transaction at `index` once it is in the log, for the holder of the slot, or for one who had it until then.
     pub fn read(&self, handle: u64, index: usize) -> Result<Option<Arc<Transaction>>> {
         if let Some(sent) = self.state().on_the_way.get(&handle).and_then(|sent| sent.get(index)) {
             return Ok(Some(Arc::clone(sent)));
         }
         let mut state = self.holder(handle)?;
-        let visible = self.visible(&mut state);
-        Ok((index < visible).then(|| Arc::clone(&state.history[index])))
+        let logged = self.logged(&mut state);
+        Ok((index < logged).then(|| Arc::clone(&state.history[index])))
     }
 
-    /// Where the log stands before the commit of the transaction at `index`, while that is not visible.
+    /// Where the log stands before the commit of the transaction at `index`, while that is not in the log.
     pub fn idle_end(&self, handle: u64, index: usize) -> Result<Option<Lsn>> {
         let mut state = self.holder(handle)?;
-        let visible = self.visible(&mut state);
-        Ok(state.history.get(index).filter(|_| index >= visible).map(|one| one.commit))
+        let logged = self.logged(&mut state);
+        Ok(state.history.get(index).filter(|_| index >= logged).map(|one| one.commit))
     }
 
     /// The confirmation of the holder of the slot; never goes back.
@@ -258,6 +271,11 @@ impl ModelServer {
         let slot = state.slot.as_mut().expect("a holder holds a slot");
         slot.confirmed = if self.world.lie == Lie::ConfirmGoesBack { lsn } else { slot.confirmed.max(lsn) };
         Ok(())
+    }
+
+    /// Streams that were ever opened.
+    pub fn streams(&self) -> u64 {
+        self.state().opened
     }
 
     pub fn disconnect(&self, handle: u64) {
@@ -278,16 +296,52 @@ impl ModelServer {
         Err(Error::new(&contract::CONNECTION_LOST, "the connection ended, or the slot has another reader"))
     }
 
-    /// Transactions committed so far in virtual time.
-    fn visible(&self, state: &mut State) -> usize {
+    /// Transactions in the log so far in virtual time.
+    fn logged(&self, state: &mut State) -> usize {
         let began = *state.began.get_or_insert_with(Instant::now);
         let passed = began.elapsed().as_micros() / self.pace.as_micros().max(1);
         state.history.len().min(usize::try_from(passed).unwrap_or(usize::MAX))
     }
 
-    fn visible_end(&self, state: &mut State) -> Lsn {
-        let visible = self.visible(state);
-        visible.checked_sub(1).map_or(0, |last| state.history[last].end)
+    fn logged_end(&self, state: &mut State) -> Lsn {
+        let logged = self.logged(state);
+        logged.checked_sub(1).map_or(0, |last| state.history[last].end)
+    }
+
+    /// Connects a reader.
+    pub fn session(&self) -> Result<u64> {
+        self.up()?;
+        Ok(self.state().ends)
+    }
+
+    /// What the session sees at this moment.
+    pub fn look(&self, session: u64) -> Result<Seen> {
+        self.up()?;
+        let mut state = self.state();
+        if state.ends != session {
+            return Err(Error::new(&contract::CONNECTION_LOST, "the server ended the session"));
+        }
+        let logged = self.logged(&mut state);
+        let now = state.began.map_or(Duration::ZERO, |began| began.elapsed());
+        let lag = |index: usize| state.lags.get(index).copied().unwrap_or_default();
+        let is_visible = |index: &usize| *index < state.settled || now >= self.pace * (*index as u32 + 1) + lag(*index);
+        let (visible, pending): (Vec<usize>, Vec<usize>) = (0..logged).partition(is_visible);
+        let end = logged.checked_sub(1).map_or(0, |last| state.history[last].end);
+        let xid = |index: usize| state.history[index].xid;
+        Ok(Seen {
+            transactions: visible.into_iter().map(|index| Arc::clone(&state.history[index])).collect(),
+            pending: pending.into_iter().map(xid).collect(),
+            future: state.history[logged..].iter().map(|one| one.xid).collect(),
+            end,
+            // Rows of transactions that are not committed may be behind the last commit record.
+            written: state.history.get(logged).map_or(end, |next| next.commit),
+            at: now,
+        })
+    }
+
+    /// Whether a table was rewritten between two looks.
+    pub fn was_rewritten(&self, table: usize, from: Duration, to: Duration) -> bool {
+        self.rewrites.iter().any(|(one, at)| *one == table && (from..to).contains(at))
     }
 
     // What operators, time and accidents do.
@@ -319,6 +373,8 @@ impl ModelServer {
         let mut state = self.state();
         state.down_until = Some(Instant::now() + down);
         self.evict(&mut state);
+        state.ends += 1;
+        state.settled = self.logged(&mut state);
         let Some(slot) = state.slot.as_mut() else { return false };
         let regressed = slot.persisted < slot.confirmed;
         if self.world.lie != Lie::SlotOnDiskAtOnce {
@@ -331,7 +387,7 @@ impl ModelServer {
     /// pg_replication_slot_advance to the end, which a slot in use refuses.
     pub fn advance_slot(&self) {
         let mut state = self.state();
-        let end = self.visible_end(&mut state);
+        let end = self.logged_end(&mut state);
         let in_use = self.world.lie == Lie::AdvanceInUse;
         if let Some(slot) = state.slot.as_mut().filter(|slot| slot.active.is_none() || in_use) {
             slot.confirmed = slot.confirmed.max(end);
@@ -343,12 +399,13 @@ impl ModelServer {
     /// transactions never reached the standby, and others take their place. True if everything that matters is there.
     pub fn fail_over(&self, rng: &mut Rng, lost: usize, down: Duration) -> bool {
         let mut state = self.state();
-        let visible = self.visible(&mut state);
+        let logged = self.logged(&mut state);
         // A standby that follows this timeline has at least what was there when it began.
         let inherited = state.switches.last().map_or(0, |(_, switch)| *switch);
         let inherited = state.history.partition_point(|one| one.end <= inherited);
-        let kept = visible.saturating_sub(lost).max(inherited);
-        let whole = kept == visible;
+        let kept = logged.saturating_sub(lost).max(inherited);
+        (state.settled, state.ends) = (kept, state.ends + 1);
+        let whole = kept == logged;
         let end = kept.checked_sub(1).map_or(0, |last| state.history[last].end);
         // A standby that lacks nothing has also what was written behind the last commit.
         let switch = state.history.get(kept).filter(|_| whole).map_or(end, |next| next.commit);
@@ -370,14 +427,17 @@ impl ModelServer {
             let old = state.history.clone();
             let last = old.last().map_or(0, |last| last.xid);
             let versions = old.iter().flat_map(|one| &one.steps).map(|step| step.version).max().unwrap_or(0);
-            let mut writer = Writer { lsn: switch.max(1_000), xid: last + 1_000, version: versions };
             state.history.truncate(kept);
+            state.lags.truncate(kept);
+            let rows = self.rows.after(state.history.iter().map(|one| &**one));
+            let mut writer = Writer::new(rows, self.pace);
+            (writer.lsn, writer.xid, writer.version) = (switch.max(1_000), last + 1_000, versions);
             for _ in kept..old.len() {
-                state.history.push(writer.transaction(rng));
+                state.push(writer.transaction(rng));
             }
             // The new branch grows beyond the old one, so that a place of the old one is never the end of the new one.
             writer.lsn = writer.lsn.max(old.last().map_or(0, |last| last.end));
-            state.history.push(writer.transaction(rng));
+            state.push(writer.transaction(rng));
             state.former.push(old);
         }
         whole && state.slot.is_some()
@@ -386,7 +446,7 @@ impl ModelServer {
 
 fn schema(table: &str) -> Arc<Schema> {
     let column = |name: &str, r#type| Column { name: name.into(), r#type, source_type: "model".into(), nullable: false };
-    let columns = vec![column("id", Type::Int64), column("ver", Type::Int64)];
+    let columns = vec![column("id", Type::Int64), column("ver", Type::Int64), column("big", Type::Int64)];
     Arc::new(Schema { table: table.into(), columns, key: vec![0] })
 }
 

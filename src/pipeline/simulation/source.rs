@@ -4,26 +4,28 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, BackfillMode, BackfillOptions, Batch, Before, Condition, Error, Finding, Identity, Intent, IntentMode, Limits,
-    Monitor, Op, Position, Result, Schema, Source, SourceConnector, Start, Survey, Table, TableReader, Value, codes as contract,
+    Action, BackfillOptions, Batch, Before, Condition, Error, Finding, Identity, Intent, IntentMode, Limits, Monitor, Op,
+    Position, Result, Schema, Source, SourceConnector, Start, Survey, Table, TableReader, Value, codes as contract,
 };
 use tokio::time::Instant;
 
 use super::{
     Lie, Place, Variant, World,
+    reader::ModelReader,
     server::{FILTERED, Lsn, ModelServer, Step, Transaction, lost, parse},
 };
 
 /// How often the source looks for new transactions.
 const POLL: Duration = Duration::from_millis(20);
 
-pub fn connector(server: &Arc<ModelServer>, world: &Arc<World>) -> Arc<dyn SourceConnector> {
-    Arc::new(ModelConnector { server: Arc::clone(server), world: Arc::clone(world) })
+pub fn connector(server: &Arc<ModelServer>, world: &Arc<World>, backfill: &BackfillOptions) -> Arc<dyn SourceConnector> {
+    Arc::new(ModelConnector { server: Arc::clone(server), world: Arc::clone(world), backfill: backfill.clone() })
 }
 
 struct ModelConnector {
     server: Arc<ModelServer>,
     world: Arc<World>,
+    backfill: BackfillOptions,
 }
 
 impl ModelConnector {
@@ -130,7 +132,7 @@ impl SourceConnector for ModelConnector {
     }
 
     fn backfill(&self) -> BackfillOptions {
-        BackfillOptions { mode: BackfillMode::Never, ..BackfillOptions::default() }
+        self.backfill.clone()
     }
 
     fn refreshes(&self) -> bool {
@@ -142,7 +144,8 @@ impl SourceConnector for ModelConnector {
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        Err(lost("the model has no rows to read"))
+        self.ask("reader").await?;
+        Ok(Box::new(ModelReader::new(&self.server, &self.world)?))
     }
 
     async fn open(&self, identity: &Identity, at: &Position) -> Result<Box<dyn Source>> {
@@ -265,14 +268,17 @@ impl ModelSource {
 
 fn push(batch: &mut Batch, schema: &Arc<Schema>, step: &Step, ordinal: u64) {
     let index = batch.schema_index(schema);
-    let mut row = |key: u32, version: Value<'_>| {
+    let mut row = |key: u32, values: [Value<'_>; 2]| {
         let start = batch.begin_row();
         batch.push(Value::Uint(key.into()));
-        batch.push(version);
+        values.into_iter().for_each(|value| batch.push(value));
         batch.end_row(start)
     };
-    let old = step.old_key.or((step.op == Op::Delete).then_some(step.key)).map(|key| row(key, Value::Unchanged));
-    let after = (step.op != Op::Delete).then(|| row(step.key, Value::Uint(step.version.into())));
+    let old = step.old_key.or((step.op == Op::Delete).then_some(step.key));
+    let old = old.map(|key| row(key, [Value::Unchanged, Value::Unchanged]));
+    let version = Value::Uint(step.version.into());
+    let big = if step.is_whole { version } else { Value::Unchanged };
+    let after = (step.op != Op::Delete).then(|| row(step.key, [version, big]));
     batch.push_change(step.op, index, ordinal, old.map_or(Before::None, Before::Key), after);
 }
 
@@ -305,8 +311,9 @@ impl Source for ModelSource {
         }
     }
 
-    fn passed(&mut self, _: &Position) -> Result<bool> {
-        Ok(true)
+    fn passed(&mut self, barrier: &Position) -> Result<bool> {
+        let is_between = self.offset == 0 && self.resume.is_none();
+        Ok(self.world.variant == Variant::NoBarrier || is_between && self.place.base >= parse(barrier.as_str()).base)
     }
 
     async fn ack(&mut self, position: &Position) -> Result<()> {

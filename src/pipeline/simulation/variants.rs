@@ -7,7 +7,7 @@ use super::{Lie, Variant, search, simulate};
 /// Seeds within which each must be caught: far fewer than an ordinary run has.
 const SEEDS: u64 = 2_000;
 
-const VARIANTS: [Variant; 17] = [
+const VARIANTS: [Variant; 26] = [
     Variant::ResumeFromEndPlusOne,
     Variant::ConfirmBeforeCommit,
     Variant::IgnoreSendError,
@@ -25,6 +25,15 @@ const VARIANTS: [Variant; 17] = [
     Variant::ResendOnDoubt,
     Variant::SkipTimelineCheck,
     Variant::KeepTimeline,
+    Variant::NoBarrier,
+    Variant::BarrierBeforeSnapshot,
+    Variant::NoGate,
+    Variant::NoGateAfterRestart,
+    Variant::LogOrder,
+    Variant::ForgetJournal,
+    Variant::ProgressOutside,
+    Variant::ProgressFirst,
+    Variant::SnapshotBeforeLock,
 ];
 
 /// The first seed that shows the fault, and what the oracles said about it.

@@ -1,0 +1,193 @@
+//! What must be true of the rows that were there before: each key's events, those of rows that were read among them, against its history.
+
+use std::collections::BTreeMap;
+
+use headwater_connector::{BackfillMode, Op};
+use serde_json::Value as Json;
+
+use super::{
+    broker::{Appended, STATE_KEY},
+    checker::{CHECKPOINT, header},
+    process::End,
+    server::{FILTERED, Lsn, Step, Transaction},
+    tables::{Row, Rows},
+};
+
+pub const TOPICS: [&str; FILTERED] = ["shop.orders", "shop.items"];
+pub const CAPTURED: [&str; FILTERED] = ["app.orders", "app.items"];
+
+/// One key of a table.
+#[derive(Default)]
+struct Key {
+    /// What the row was at the first position, and after each event of the stream.
+    states: Vec<Option<Row>>,
+    /// Events of the stream so far.
+    at: usize,
+    reads: u32,
+}
+
+/// Whether an event shows a row that was read.
+pub fn is_read(one: &Appended) -> bool {
+    header(one, "hw.op") == b"r"
+}
+
+/// The keys' histories from the first position on.
+fn keys(rows: &Rows, history: &[&Transaction], start: Lsn) -> BTreeMap<(usize, u32), Key> {
+    let (before, behind): (Vec<&Transaction>, Vec<&Transaction>) = history.iter().partition(|one| one.commit < start);
+    let mut rows = rows.after(before.into_iter());
+    let mut keys: BTreeMap<(usize, u32), Key> = BTreeMap::new();
+    for (place, row) in &rows.0 {
+        keys.entry(*place).or_default().states.push(Some(*row));
+    }
+    for step in behind.into_iter().flat_map(|one| &one.steps) {
+        rows.apply(step);
+        for key in touched(step) {
+            let states = &mut keys.entry((step.table, key)).or_default().states;
+            if states.is_empty() {
+                states.push(None);
+            }
+            states.push(rows.0.get(&(step.table, key)).copied());
+        }
+    }
+    keys
+}
+
+fn touched(step: &Step) -> impl Iterator<Item = u32> {
+    step.old_key.filter(|_| step.op != Op::Delete).into_iter().chain([step.key])
+}
+
+/// The events of both kinds, in the order of the log, against a history. Rows that were read.
+pub fn check(
+    rows: &Rows,
+    history: &[&Transaction],
+    start: Lsn,
+    data: &[&Appended],
+    (mode, end): (BackfillMode, End),
+) -> Result<u64, String> {
+    let mut keys = keys(rows, history, start);
+    let mut count = 0;
+    for one in data {
+        let (place, row) = event(one)?;
+        let key = keys.get_mut(&place).ok_or_else(|| format!("{place:?} was never a row: {one:?}"))?;
+        if !is_read(one) {
+            key.at += 1;
+            continue;
+        }
+        (key.reads, count) = (key.reads + 1, count + 1);
+        let row = row.ok_or_else(|| format!("a row that was read has no columns: {one:?}"))?;
+        // Rows are published behind everything that they show, and behind nothing newer.
+        let row = Row { version: row.0, big: row.1.unwrap_or(0) };
+        if key.states.get(key.at) != Some(&Some(row)) {
+            let what = format!("{place:?} is {row:?} after {} of {} changes: {:?}", key.at, key.states.len() - 1, key.states);
+            return Err(format!("a row that was read is not as the events before it (I10): {what}"));
+        }
+        if key.reads > 1 || mode == BackfillMode::Never {
+            return Err(format!("{place:?} was read {} times (I10)", key.reads));
+        }
+    }
+    if end == End::Rest && mode == BackfillMode::Initial {
+        for (place, key) in keys.iter().filter(|((table, _), _)| *table != FILTERED) {
+            if key.at == 0 && key.reads == 0 && key.states[0].is_some() {
+                return Err(format!("the row {place:?} was there before and has no event"));
+            }
+        }
+    }
+    Ok(count)
+}
+
+type Content = (u32, Option<u32>);
+
+/// Table and key of an event, and its row: the version, and the large value unless it is absent.
+fn event(one: &Appended) -> Result<((usize, u32), Option<Content>), String> {
+    let table = TOPICS.iter().position(|topic| **topic == *one.topic).ok_or_else(|| format!("a foreign topic: {one:?}"))?;
+    let number = |json: &Json, name: &str| json[name].as_u64().map(|number| number as u32);
+    let parse = |bytes: &[u8]| serde_json::from_slice::<Json>(bytes).map_err(|error| error.to_string());
+    let key = number(&parse(&one.record.key)?, "id").ok_or("a key without an id")?;
+    let Some(value) = &one.record.value else { return Ok(((table, key), None)) };
+    let value = parse(value)?;
+    let version = number(&value, "ver").ok_or("a row without a version")?;
+    Ok(((table, key), Some((version, number(&value, "big")))))
+}
+
+/// The last event of each key is the table (I7).
+pub fn end_state(rows: &Rows, history: &[&Transaction], data: &[&Appended], mode: BackfillMode) -> Result<(), String> {
+    let mut last = BTreeMap::new();
+    for one in data {
+        let (place, row) = event(one)?;
+        last.insert(place, row);
+    }
+    let truth = rows.after(history.iter().copied());
+    for (place, found) in &last {
+        let row = truth.0.get(place);
+        let is_same = match (row, found) {
+            (None, None) => true,
+            (Some(row), Some((version, big))) => row.version == *version && big.is_none_or(|big| big == row.big),
+            _ => false,
+        };
+        if !is_same {
+            return Err(format!("the last event of {place:?} is {found:?}, the table has {row:?} (I7)"));
+        }
+    }
+    let missing = truth.0.keys().find(|place| place.0 != FILTERED && !last.contains_key(place));
+    match missing.filter(|_| mode == BackfillMode::Initial) {
+        Some(place) => Err(format!("the row {place:?} has no event (I7)")),
+        None => Ok(()),
+    }
+}
+
+/// How far tables are read only grows, counts exactly what is published, and ends once.
+pub fn progress(records: &[Appended], (mode, end): (BackfillMode, End)) -> Result<(), String> {
+    let mut tables: BTreeMap<&str, (u64, Json)> = CAPTURED.into_iter().map(|name| (name, (0, Json::Null))).collect();
+    let (mut newest, mut is_changed): (&[u8], bool) = (b"", false);
+    for one in records {
+        if let Some(table) = TOPICS.iter().position(|topic| **topic == *one.topic).filter(|_| is_read(one)) {
+            let (published, known) = tables.get_mut(CAPTURED[table]).expect("a table");
+            *published += 1;
+            is_changed = true;
+            if known["state"] != "running" {
+                return Err(format!("a row was read and published behind {known}: {one:?}"));
+            }
+        }
+        if &*one.topic != CHECKPOINT || one.record.key != STATE_KEY {
+            continue;
+        }
+        let value = one.record.value.as_deref().unwrap_or_default();
+        if value == newest && !is_changed {
+            continue;
+        }
+        (newest, is_changed) = (value, false);
+        let state: Json = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        for (name, (published, known)) in &mut tables {
+            let new = &state["backfills"][*name];
+            step(known, new, *published).map_err(|what| format!("{name}: {what}: {known} became {new}"))?;
+            *known = new.clone();
+        }
+    }
+    let wanted = if mode == BackfillMode::Never { "skipped" } else { "done" };
+    for (name, (published, known)) in &tables {
+        if known["published"].as_u64().unwrap_or(0) != *published {
+            return Err(format!("{name}: {published} rows are published behind {known}"));
+        }
+        if end == End::Rest && known["state"] != wanted {
+            return Err(format!("{name} is at rest as {known}"));
+        }
+    }
+    Ok(())
+}
+
+fn step(known: &Json, new: &Json, published: u64) -> Result<(), &'static str> {
+    let rows = |json: &Json| json["rows"].as_u64().unwrap_or(0);
+    if new["published"].as_u64().unwrap_or(0) != published {
+        return Err("the rows that are published are not those that are counted");
+    }
+    if rows(new) < rows(known) {
+        return Err("progress was lost");
+    }
+    if known["state"] == "done" && known != new {
+        return Err("what is done changed");
+    }
+    if new["state"] == "done" && new["ranges"].as_array().is_some_and(|ranges| !ranges.is_empty()) {
+        return Err("done, and something is left to be read");
+    }
+    Ok(())
+}

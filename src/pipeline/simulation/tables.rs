@@ -1,0 +1,145 @@
+//! Rows of the model's tables, and the transactions that change them.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use fastrand::Rng;
+use headwater_connector::Op;
+
+use super::server::{FILTERED, Lsn, Step, TABLES, Transaction};
+
+/// Keys that a table may hold.
+const KEYS: u32 = 20;
+/// What stands for never, in transactions.
+const NEVER: usize = usize::MAX;
+
+/// One row: which change wrote it, and which its large value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub version: u32,
+    pub big: u32,
+}
+
+/// The rows of all tables by table and key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows(pub BTreeMap<(usize, u32), Row>);
+
+impl Rows {
+    /// About half of the keys, in about two of three tables.
+    pub fn generate(rng: &mut Rng) -> Self {
+        let mut rows = Self::default();
+        for table in 0..TABLES {
+            let share = rng.u32(0..3);
+            for key in (0..KEYS).filter(|_| rng.u32(0..3) < share) {
+                let version = 1_000_000 + table as u32 * 1_000 + key;
+                rows.0.insert((table, key), Row { version, big: version });
+            }
+        }
+        rows
+    }
+
+    /// The rows behind these transactions. Each key's changes must come in their order.
+    pub fn after<'a>(&self, transactions: impl Iterator<Item = &'a Transaction>) -> Self {
+        let mut rows = self.clone();
+        transactions.flat_map(|one| &one.steps).for_each(|step| rows.apply(step));
+        rows
+    }
+
+    pub fn apply(&mut self, step: &Step) {
+        let old = self.0.remove(&(step.table, step.old_key.unwrap_or(step.key)));
+        if step.op != Op::Delete {
+            let big = old.filter(|_| !step.is_whole).map_or(step.version, |old| old.big);
+            self.0.insert((step.table, step.key), Row { version: step.version, big });
+        }
+    }
+}
+
+/// A transaction, and how long it is in the log before it is visible.
+pub struct Written {
+    pub transaction: Arc<Transaction>,
+    pub lag: Duration,
+}
+
+/// Makes transactions whose places follow each other.
+pub struct Writer {
+    pub lsn: Lsn,
+    pub xid: u64,
+    pub version: u32,
+    rows: Rows,
+    pace: Duration,
+    /// Transactions so far.
+    count: usize,
+    /// Keys of transactions that are in the log and not visible: before which transaction they are locked.
+    locked: BTreeMap<(usize, u32), usize>,
+}
+
+impl Writer {
+    /// On these rows, a transaction after each `pace`.
+    pub fn new(rows: Rows, pace: Duration) -> Self {
+        Self { lsn: 1_000, xid: 0, version: 0, rows, pace, count: 0, locked: BTreeMap::new() }
+    }
+
+    pub fn transaction(&mut self, rng: &mut Rng) -> Written {
+        let count = if rng.u32(0..10) == 0 { rng.usize(20..90) } else { rng.usize(0..8) };
+        // Rows may have been written before the commit in front of ours: then the two commit records touch.
+        let adjacent = rng.bool();
+        let mut lsn = if adjacent { self.lsn.saturating_sub(8 * count as Lsn) } else { self.lsn };
+        let copy = rng.u32(0..4) == 0;
+        let mut steps = Vec::with_capacity(count);
+        for at in 0..count {
+            if !(copy && at % 16 != 0) {
+                lsn += 8;
+            }
+            steps.extend(self.step(rng, lsn));
+        }
+        let other_traffic = if adjacent { 0 } else { rng.u64(0..3) * 8 };
+        let commit = if adjacent { self.lsn } else { lsn + other_traffic };
+        self.lsn = commit + 8;
+        self.xid += 1;
+        self.count += 1;
+        let lag = self.lag(rng, &steps);
+        Written { transaction: Arc::new(Transaction { xid: self.xid, commit, end: self.lsn, steps }), lag }
+    }
+
+    /// Often nothing; sometimes as long as some other transactions take, or much longer. Whoever wants to touch the same keys waits,
+    /// so nobody touches them in the meantime.
+    fn lag(&mut self, rng: &mut Rng, steps: &[Step]) -> Duration {
+        let (lag, until) = match rng.u32(0..10) {
+            0..=4 => return Duration::ZERO,
+            5..=8 => {
+                let others = rng.u32(1..12);
+                (self.pace * others, self.count + others as usize)
+            }
+            _ if steps.len() < 6 => (Duration::from_millis(rng.u64(0..3_000)), NEVER),
+            _ => return Duration::ZERO,
+        };
+        let keys = steps.iter().flat_map(|step| step.old_key.into_iter().chain([step.key]).map(|key| (step.table, key)));
+        self.locked.extend(keys.map(|key| (key, until)));
+        lag
+    }
+
+    /// A change that is possible on the rows as they are; none if others hold what was chosen.
+    fn step(&mut self, rng: &mut Rng, lsn: Lsn) -> Option<Step> {
+        let table = [0, 1, 0, 1, FILTERED][rng.usize(0..5)];
+        let is_free = |key: u32| self.locked.get(&(table, key)).is_none_or(|until| *until <= self.count);
+        let mut pick = |wanted: &dyn Fn(bool) -> bool| {
+            let keys = (0..4).map(|_| rng.u32(0..KEYS)).collect::<Vec<_>>();
+            keys.into_iter().find(|key| is_free(*key) && wanted(self.rows.0.contains_key(&(table, *key))))
+        };
+        let (any, absent) = (pick(&|_| true)?, pick(&|is_there| !is_there));
+        let is_there = self.rows.0.contains_key(&(table, any));
+        self.version += 1;
+        let (version, mut is_whole) = (self.version, true);
+        let (op, key, old_key) = match (is_there, rng.u32(0..6)) {
+            (false, _) => (Op::Insert, any, None),
+            (true, 0) => (Op::Delete, any, None),
+            (true, 1) if absent.is_some() => (Op::Update, absent?, Some(any)),
+            _ => (Op::Update, any, None),
+        };
+        if op == Op::Update {
+            is_whole = rng.bool();
+        }
+        let step = Step { table, op, key, old_key, version, is_whole, lsn };
+        self.rows.apply(&step);
+        Some(step)
+    }
+}
