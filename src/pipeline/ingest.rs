@@ -251,14 +251,17 @@ impl Line {
         for (order, reply) in orders {
             let known = self.progress.backfills.entry(order.table().to_owned()).or_default();
             match order.apply(known, place) {
-                Ok(()) => replies.push(reply),
+                Ok(()) => {
+                    // At once: a table that is given up and begun anew in one go must not keep its old run.
+                    self.backfill.take_up(&self.progress.backfills, &self.encoder);
+                    replies.push(reply);
+                }
                 // Whoever asked may have gone.
                 Err(error) => drop(reply.send(Err(error))),
             }
         }
         let position = self.progress.position().cloned().filter(|_| !replies.is_empty());
         let Some(position) = position else { return Next::Nothing(out) };
-        self.backfill.take_up(&self.progress.backfills, &self.encoder);
         self.progress.finish(None, Some(self.encoder.tables()), &mut out);
         let backfills = Some(self.backfill.views(&self.progress.backfills));
         Next::Ready(Ready { out, position, events: 0, dead_letters: 0, newest_us: None, backfills, rows: 0, replies })
