@@ -192,8 +192,7 @@ impl Backfill {
     pub fn take_up(&mut self, backfills: &BTreeMap<String, TableBackfill>, encoder: &Encoder) {
         self.runs.retain(|table, _| backfills.get(table).is_some_and(|known| known.state == BackfillState::Running));
         // A chunk of a run that ended is not one of the next run's: what resumes begins behind what was published.
-        let runs = &self.runs;
-        self.ready.retain(|chunk| runs.get(&chunk.table).is_some_and(|run| run.expects_ready(chunk.ticket)));
+        self.drop_strays();
         if !self.is_active() {
             // Nothing is remembered while nothing is read.
             self.journal = Journal::default();
@@ -215,6 +214,16 @@ impl Backfill {
                 run
             });
         }
+    }
+
+    /// Drops chunks that nobody expects any more, and ends that are none.
+    fn drop_strays(&mut self) {
+        let (runs, refresh) = (&self.runs, &self.refresh);
+        self.ready.retain(|chunk| {
+            runs.get(&chunk.table).is_some_and(|run| run.expects_ready(chunk.ticket))
+                || refresh.as_ref().is_some_and(|refresh| refresh.expects(chunk.ticket))
+        });
+        self.finished.retain(|table| runs.get(table).is_some_and(Run::is_buried));
     }
 
     /// Whether something is being read or to be read.
@@ -478,7 +487,7 @@ impl Backfill {
         } else {
             tracing::error!(table, %error, "the backfill of a table stands still");
             self.runs.remove(table);
-            self.ready.retain(|chunk| chunk.table != table);
+            self.drop_strays();
         }
         self.errors.insert(table.to_owned(), error);
     }

@@ -35,7 +35,6 @@ impl Backfill {
             let reconcile = Some((place.era, place.seq + 1));
             backfills.insert(table.clone(), TableBackfill { reconcile, ..fresh() });
             self.runs.remove(table);
-            self.ready.retain(|chunk| chunk.table != *table);
         }
         let overflowed = std::mem::take(&mut self.overflowed);
         let mut changed = !truncated.is_empty();
@@ -83,13 +82,13 @@ impl Backfill {
             let reconcile = known.reconcile.or(Some((progress_place.era, progress_place.seq))).filter(|_| known.filter.is_none());
             *known = TableBackfill { filter: known.filter.take(), reconcile, ..fresh() };
             *run = Run::new(run.topic, known);
-            self.ready.retain(|chunk| chunk.table != ready.table);
+            self.drop_strays();
             return Ok(Emitted::Discarded);
         }
         let superseded = self.journal.superseded(run.topic, &*ready.chunk.seen);
         if matches!(superseded, Superseded::All) {
             run.again(ready.ticket);
-            self.ready.retain(|chunk| chunk.table != ready.table || run.expects_ready(chunk.ticket));
+            self.drop_strays();
             return Ok(Emitted::Discarded);
         }
         if run.is_burial(ready.ticket) && ready.chunk.end.is_some() {
