@@ -211,6 +211,9 @@ impl<'a> Case<'a> {
         let query = "SELECT wait_event_type, wait_event FROM pg_stat_activity WHERE pid = $1";
         wait_until("the slot to be free", PATIENCE, || {
             let Some(Slot { active: Some(pid), .. }) = self.look() else { return Ok(()) };
+            if let Some(wire) = self.clients.values_mut().find(|wire| wire.pid == pid) {
+                wire.read_ahead().unwrap();
+            }
             let row = self.control.query_opt(query, &[&pid]).unwrap();
             let waits = row.map(|row| (row.get::<_, Option<String>>(0), row.get::<_, Option<String>>(1)));
             Err(format!("process {pid} has it, {waits:?}"))

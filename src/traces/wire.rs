@@ -23,6 +23,8 @@ pub struct Sent {
 /// An open stream.
 pub struct Wire {
     stream: UnixStream,
+    /// What was read before anybody asked for it.
+    ahead: VecDeque<u8>,
     complete: VecDeque<Sent>,
     open: Option<Sent>,
     /// How far the server has read its log, as it said last.
@@ -41,7 +43,8 @@ impl Wire {
     pub fn connect(directory: &Path, port: u16, database: &str) -> Result<Self> {
         let stream = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}")))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut wire = Self { stream, complete: VecDeque::new(), open: None, reached: 0, pid: 0, sent: 0 };
+        let ahead = VecDeque::new();
+        let mut wire = Self { stream, ahead, complete: VecDeque::new(), open: None, reached: 0, pid: 0, sent: 0 };
         let mut startup = 196_608_u32.to_be_bytes().to_vec();
         startup.extend_from_slice(format!("user\0postgres\0database\0{database}\0replication\0database\0\0").as_bytes());
         wire.write(None, &startup)?;
@@ -147,11 +150,28 @@ impl Wire {
 
     fn message(&mut self) -> Result<(u8, Vec<u8>)> {
         let mut head = [0; 5];
-        self.stream.read_exact(&mut head)?;
+        self.read(&mut head)?;
         let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize - 4;
         let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
+        self.read(&mut body)?;
         Ok((head[0], body))
+    }
+
+    fn read(&mut self, out: &mut [u8]) -> Result<()> {
+        let there = out.len().min(self.ahead.len());
+        let (first, rest) = out.split_at_mut(there);
+        self.ahead.read_exact(first)?;
+        self.stream.read_exact(rest)
+    }
+
+    /// Takes what has arrived, for later. A server that is told to end cannot while nobody reads what it says.
+    pub fn read_ahead(&mut self) -> Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let mut page = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = self.stream.read(&mut page) {
+            self.ahead.extend(&page[..length]);
+        }
+        self.stream.set_nonblocking(false)
     }
 }
 

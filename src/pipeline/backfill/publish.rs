@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use headwater_connector::{BackfillMode, Batch, Change, Error, Op, Result, Source, fault};
 
-use super::{Backfill, desk::ReadyChunk, fresh, journal::Superseded, refresh::Refresh, run::Run};
+use super::{AGAIN, Backfill, desk::ReadyChunk, fresh, journal::Superseded, refresh::Refresh, run::Run};
 use crate::{
     log::{
         Transaction,
@@ -88,6 +88,8 @@ impl Backfill {
         let superseded = self.journal.superseded(run.topic, &*ready.chunk.seen);
         if matches!(superseded, Superseded::All) {
             run.again(ready.ticket);
+            // A commit that waits for a standby can stay unseen for long: it is not asked for without a pause.
+            self.pace.rest(AGAIN);
             self.drop_strays();
             return Ok(Emitted::Discarded);
         }
