@@ -218,9 +218,15 @@ fn large_values(settings: &Settings, tables: &[Selected], found: &mut Vec<Findin
         .filter(|(facts, _)| facts.has_large_values && facts.identity != 'f')
         .map(|(facts, _)| facts.full_name())
         .collect();
-    // Under `refresh` the next event of the row has them.
-    if names.is_empty() || settings.large_values != LargeValues::Absent {
-        return;
+    match settings.large_values {
+        _ if names.is_empty() => return,
+        LargeValues::Absent => {}
+        LargeValues::Refresh => {
+            let text = "a large value that an update does not touch is absent from its event; an event of the whole row follows";
+            found.push(Finding::ok(format!("{text}: {}", names.join(", "))));
+            return;
+        }
+        LargeValues::Full => return,
     }
     found.push(Finding::warning(
         Error::new(&codes::ABSENT_VALUES, "large values that an update does not touch are absent from its event")
