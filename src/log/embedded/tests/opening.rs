@@ -146,9 +146,9 @@ async fn an_overwritten_file_is_named_damaged() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path()).await;
     let mut file = OpenOptions::new().write(true).open(dir.path().join("log.db")).unwrap();
-    file.seek(SeekFrom::Start(4096)).unwrap();
+    file.seek(SeekFrom::Start(file::PAGE_BYTES)).unwrap();
     let len = file.metadata().unwrap().len() as usize;
-    file.write_all(&vec![0xa5; len - 4096]).unwrap();
+    file.write_all(&vec![0xa5; len - file::PAGE_BYTES as usize]).unwrap();
     match EmbeddedLog::open(Options::new(dir.path()), Mode::Reader) {
         Err(error) => assert_eq!(error.code().id, id(&codes::DAMAGED)),
         Ok(log) => {

@@ -5,7 +5,7 @@ use std::fs;
 
 use super::*;
 
-const PAGE: usize = 4096;
+const PAGE: usize = super::file::PAGE_BYTES as usize;
 const WAL_HEADER: usize = 32;
 const FRAME: usize = 24 + PAGE;
 const COMMITS: usize = 10;
