@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    io::Read,
     path::Path,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +15,7 @@ use std::{
 
 use headwater::log::{From, LogReader, Mode};
 
-use crate::{drain::Contestant, headwater::Daemon, server::Server};
+use crate::{drain::Contestant, headwater::Daemon, server::Server, support::postgres_program};
 
 /// Connections that insert.
 const LOADERS: u64 = 2;
@@ -57,13 +59,17 @@ impl Table {
                         )
                         .expect("the statement");
                     let (mut next, mut id) = (Instant::now(), loader as i64 * 1_000_000_000);
+                    let mut took = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
+                        let began = Instant::now();
                         client.execute(&insert, &[&id, &now_us()]).expect("the rows");
+                        took.push(began.elapsed().as_micros() as u64);
                         sent.fetch_add(100, Ordering::Relaxed);
                         id += 100;
                         next += pause;
                         std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     }
+                    took
                 })
             })
             .collect();
@@ -86,68 +92,147 @@ impl Table {
 pub struct Load {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Vec<u64>>>,
 }
 
 impl Load {
-    /// Ends them.
-    pub fn stop(self) {
+    /// Ends them; what each INSERT took, in µs.
+    pub fn stop(self) -> Vec<u64> {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().expect("a loader");
-        }
+        self.threads.into_iter().flat_map(|thread| thread.join().expect("a loader")).collect()
     }
 }
 
-/// Measures both logs, each at half of the rate it drains a backlog with.
+/// Measures both logs, each at half of the rate it drains a backlog with, and beside them a client that only receives.
 pub fn run(server: &Server, drained: &BTreeMap<Contestant, f64>) {
     println!("\n### latency\n");
     println!(
         "From the sending of an INSERT of 100 rows (its execution and commit included) to the reader of a topic having the event, \
-         for every event of {} s; {LOADERS} connections insert, server, daemon, broker, reader and inserters share the cores.\n",
+         for every event of {} s; {LOADERS} connections insert, server, daemon, broker, reader and inserters share the cores. \
+         `pg_recvlogical` is the same with no Headwater at all: until its output has the row. The last column is what the INSERT \
+         itself took, and so part of each figure.\n",
         MEASURE.as_secs()
     );
-    println!("| Log | Rows/s asked | Rows/s inserted | p50 ms | p95 ms | p99 ms | p99.9 ms | max ms | Resident MiB |");
-    println!("|---|---|---|---|---|---|---|---|---|");
-    for log in [Contestant::Embedded, Contestant::Kafka] {
-        let rate = drained.get(&log).copied().unwrap_or(120_000.0) / 2.0;
+    println!(
+        "| Received by | Rows/s asked | Rows/s inserted | p50 ms | p95 ms | p99 ms | p99.9 ms | max ms | Resident MiB | INSERT p99 ms |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for contestant in [Contestant::Recv, Contestant::Embedded, Contestant::Kafka] {
+        // The client without a log takes the load of the faster of the two.
+        let of = |contestant| drained.get(&contestant).copied().unwrap_or(120_000.0) / 2.0;
+        let rate = of(if contestant == Contestant::Recv { Contestant::Embedded } else { contestant });
         for part in [1.0, 0.02] {
-            measure(server, log, rate * part);
+            measure(server, contestant, rate * part);
         }
     }
 }
 
-fn measure(server: &Server, log: Contestant, rate: f64) {
+fn measure(server: &Server, contestant: Contestant, rate: f64) {
     let table = Table::make(server);
-    let name = format!("latency_{}_{}", log.slot(0), rate as u64);
-    let mut daemon = Daemon::start(server, log, &name, &name);
-    daemon.wait_for("streaming", |connector| connector["state"] == "streaming");
-    let load = table.load(server, rate);
-    let (dir, topic) = (daemon.dir().to_owned(), format!("{name}.bench"));
-    let reader = std::thread::spawn(move || read(&dir, &topic));
-    std::thread::sleep(SETTLE);
-    let before = load.sent.load(Ordering::Relaxed);
-    std::thread::sleep(MEASURE);
-    let inserted = load.sent.load(Ordering::Relaxed) - before;
-    let mut micros = reader.join().expect("the reader");
-    let resident = crate::process::memory_kib(daemon.pid(), "VmRSS") / 1024;
-    load.stop();
+    let name = format!("latency_{}_{}", contestant.slot(0), rate as u64);
+    let (resident, load, mut micros, inserted) = match contestant {
+        Contestant::Recv => {
+            let mut client = Receiver::start(server, &name);
+            let load = table.load(server, rate);
+            let (micros, inserted) = watch(&load, || client.read());
+            (client.stop(), load, micros, inserted)
+        }
+        log => {
+            let mut daemon = Daemon::start(server, log, &name, &name);
+            daemon.wait_for("streaming", |connector| connector["state"] == "streaming");
+            let load = table.load(server, rate);
+            let (dir, topic) = (daemon.dir().to_owned(), format!("{name}.bench"));
+            let (micros, inserted) = watch(&load, move || read(&dir, &topic));
+            let resident = crate::process::memory_kib(daemon.pid(), "VmRSS") / 1024;
+            daemon.stop();
+            (resident, load, micros, inserted)
+        }
+    };
+    let mut inserts = load.stop();
     micros.sort_unstable();
-    let at =
-        |part: f64| micros.get(((micros.len() as f64 * part) as usize).min(micros.len().saturating_sub(1))).copied().unwrap_or(0);
-    let ms = |part: f64| format!("{:.1}", at(part) as f64 / 1000.0);
+    inserts.sort_unstable();
+    let ms = |part: f64| format!("{:.1}", at(&micros, part) as f64 / 1000.0);
     println!(
-        "| {} | {rate:.0} | {:.0} | {} | {} | {} | {} | {} | {resident} |",
-        log.title(),
+        "| {} | {rate:.0} | {:.0} | {} | {} | {} | {} | {} | {resident} | {:.1} |",
+        contestant.title(),
         inserted as f64 / MEASURE.as_secs_f64(),
         ms(0.5),
         ms(0.95),
         ms(0.99),
         ms(0.999),
-        ms(1.0)
+        ms(1.0),
+        at(&inserts, 0.99) as f64 / 1000.0,
     );
-    daemon.stop();
     table.drop(server);
+}
+
+fn at(sorted: &[u64], part: f64) -> u64 {
+    sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
+}
+
+/// What `reader` brings of the time that is measured, and how many rows were inserted in it.
+fn watch(load: &Load, reader: impl FnOnce() -> Vec<u64> + Send) -> (Vec<u64>, u64) {
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(reader);
+        std::thread::sleep(SETTLE);
+        let before = load.sent.load(Ordering::Relaxed);
+        std::thread::sleep(MEASURE);
+        let inserted = load.sent.load(Ordering::Relaxed) - before;
+        (reader.join().expect("the reader"), inserted)
+    })
+}
+
+/// pg_recvlogical with its output read here.
+struct Receiver(std::process::Child);
+
+impl Receiver {
+    fn start(server: &Server, slot: &str) -> Self {
+        let create = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+        server.client().batch_execute(&create).expect("a slot");
+        let child = Command::new(postgres_program("pg_recvlogical"))
+            .args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-U", "postgres", "-d", "postgres"])
+            .args(["-S", slot, "--start", "-o", "proto_version=1", "-o", "publication_names=bench", "-F", "0", "-f", "-"])
+            .env("PGPASSWORD", server.password())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("pg_recvlogical starts");
+        Self(child)
+    }
+
+    fn read(&mut self) -> Vec<u64> {
+        // The only column of 16 characters is the time of sending: a text of pgoutput is `t`, its length, its bytes.
+        const MARK: &[u8] = b"t\0\0\0\x10";
+        const FOUND: usize = MARK.len() + 16;
+        let (begin, mut micros) = (Instant::now() + SETTLE, Vec::new());
+        let (mut buffer, mut filled) = (vec![0; 1 << 20], 0);
+        let output = self.0.stdout.as_mut().expect("its output");
+        while Instant::now() < begin + MEASURE {
+            let count = output.read(&mut buffer[filled..]).expect("output");
+            assert!(count > 0, "pg_recvlogical ended");
+            let (now, end) = (now_us(), filled + count);
+            let mut next = 0;
+            while let Some(at) = buffer[next..end].windows(FOUND).position(|window| window.starts_with(MARK)) {
+                let digits = std::str::from_utf8(&buffer[next + at + MARK.len()..next + at + FOUND]).ok();
+                if let Some(sent) = digits.and_then(|digits| digits.parse::<i64>().ok()).filter(|_| Instant::now() >= begin) {
+                    micros.push((now - sent).max(0) as u64);
+                }
+                next += at + FOUND;
+            }
+            // A value may be cut in two.
+            let kept = next.max(end.saturating_sub(FOUND - 1));
+            buffer.copy_within(kept..end, 0);
+            filled = end - kept;
+        }
+        micros
+    }
+
+    /// Ends it; its resident memory in MiB.
+    fn stop(mut self) -> u64 {
+        let resident = crate::process::memory_kib(self.0.id(), "VmRSS") / 1024;
+        self.0.kill().expect("pg_recvlogical can be ended");
+        self.0.wait().expect("pg_recvlogical has ended");
+        resident
+    }
 }
 
 /// The ages of the events that came while it measured, in µs.
