@@ -424,9 +424,9 @@ fn alive(pid: u32) -> bool {
 pub fn is_fenced(text: &str) -> Option<bool> {
     text.contains("Becoming the active controller").then_some(())?;
     let replayed = text.lines().filter(|line| line.contains("Replayed") && line.contains("(brokerId=1, "));
-    let states = replayed.filter_map(|line| line.split_once(", fenced=")?.1.split(',').next());
+    let mut states = replayed.filter_map(|line| line.split_once(", fenced=")?.1.split(',').next());
     // A change of something else says 0.
-    states.filter(|state| *state != "0").next_back().map_or(Some(true), |state| Some(["true", "1"].contains(&state)))
+    states.rfind(|state| *state != "0").map_or(Some(true), |state| Some(["true", "1"].contains(&state)))
 }
 
 /// The sizes of the files in a directory together.
