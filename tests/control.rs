@@ -57,7 +57,7 @@ fn a_pause_outlives_the_daemon() {
 }
 
 /// A connector beside another one, over a table of its own.
-fn add(home: &Home, url: &str, name: &str, table: &str) {
+pub fn add(home: &Home, url: &str, name: &str, table: &str) {
     let database = url.rsplit('/').next().expect("a database");
     home.write(
         &format!("connectors/{name}.yaml"),

@@ -6,27 +6,28 @@ use std::collections::BTreeSet;
 use headwater_connector::fault::{POINTS, VARIANTS};
 
 use crate::{
-    kafka,
+    control, kafka,
     kill::{self, CUT, Reader, Run, rest_and_judge},
     support::{
-        daemon::Home,
+        PATIENCE,
+        daemon::{Daemon, Home},
         kafka::Kafka,
         oracle::Oracle,
         postgres::{Database, Postgres},
         record::Record,
-        root, workload,
+        root, wait_until, workload,
     },
 };
 
 /// Points that only the very first start passes, in the order in which it does.
 const FIRST_START: [&str; 2] = ["C3", "C4"];
 
-/// The later hit at which a point is tried; none where one life has only one.
-fn later(point: &str) -> Option<u32> {
+/// The later hit at which a point is tried.
+fn later(point: &str) -> u32 {
     match point {
-        "C1" | "C2" => None,
-        "C12" | "C13" | "C14" | "C25" => Some(2),
-        _ => Some(5),
+        "C1" | "C2" => 3,
+        "C12" | "C13" | "C14" | "C25" => 2,
+        _ => 5,
     }
 }
 
@@ -55,7 +56,10 @@ fn work(database: &Database, number: u32) {
 fn die(home: &Home, database: &Database, point: &str, hit: u32, number: u32) {
     let fault = format!("{point}:{hit}");
     work(database, number);
-    let daemon = home.start_with(&[("HEADWATER_FAULT", &fault)]);
+    let mut daemon = home.start_with(&[("HEADWATER_FAULT", &fault)]);
+    if (point, hit) == ("C1", later("C1")) || (point, hit) == ("C2", later("C2")) {
+        restart_to_death(home, &mut daemon);
+    }
     if point == "C25" && hit > 1 {
         // Each change of the schema is a hit of its own.
         work(database, number + 1);
@@ -68,6 +72,18 @@ fn die(home: &Home, database: &Database, point: &str, hit: u32, number: u32) {
     let mut daemon = home.start();
     daemon.wait_caught_up("shop");
     assert_eq!(daemon.terminate(), Some(0), "an orderly stop after {fault}");
+}
+
+/// Each start of a connector fences the writers before it, also one that an operator asks for.
+fn restart_to_death(home: &Home, daemon: &mut Daemon) {
+    wait_until("a restart to be the last", PATIENCE, || {
+        let ready = daemon.connector("shop").is_ok_and(|connector| connector["state"] == "streaming");
+        if ready {
+            // The daemon may die of it before it answers.
+            let _ = home.run(&["restart", "shop"]);
+        }
+        if daemon.is_running() { Err("it runs".to_owned()) } else { Ok(()) }
+    });
 }
 
 fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
@@ -85,24 +101,15 @@ fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
     database.sql(&format!("SELECT truth.open_bank({})", workload::BANK_ROWS));
     daemon.wait_caught_up("shop");
     assert_eq!(daemon.terminate(), Some(0));
-    let mut number = 0;
+    let mut kills = 0;
     for point in POINTS.iter().filter(|point| !FIRST_START.contains(point) && !skip.contains(point)) {
-        for hit in [Some(1), later(point)].into_iter().flatten() {
-            number += 1;
-            die(home, &database, point, hit, number);
+        for hit in [1, later(point)] {
+            kills += 1;
+            die(home, &database, point, hit, kills);
         }
     }
     rest_and_judge(
-        &Run {
-            seed: 0,
-            kills: number,
-            home,
-            database: &database,
-            final_reader: reader,
-            follower: None,
-            break_log: None,
-            outlast: None,
-        },
+        &Run { seed: 0, kills, home, database: &database, final_reader: reader, follower: None, break_log: None, outlast: None },
         &oracle,
     );
 }
@@ -117,6 +124,74 @@ fn a_crash_at_any_point_loses_and_repeats_nothing_on_kafka() {
     let kafka = Kafka::shared();
     let home = kafka::home(kafka, "headwater");
     sweep(&home, &[], Some(&|topic| kafka::consume(kafka, topic)));
+}
+
+/// The n-th hit of the points of a first start: one daemon makes one connector after another, as its files name them, and dies while
+/// it makes the last one. What the others have is theirs already; the last one begins again, without what it left at the source.
+fn sweep_of_creations(home: &Home, tail: &dyn Fn(&str) -> Vec<Record>) {
+    const HIT: usize = 3;
+    let server = Postgres::start();
+    let database = server.database();
+    let prefix = &database.name;
+    database.sql("CREATE TABLE public.made (id int PRIMARY KEY)");
+    let mut rows = 0;
+    let mut insert = || {
+        rows += 1;
+        database.sql(&format!("INSERT INTO public.made VALUES ({rows})"));
+    };
+    insert();
+    let mut made = Vec::new();
+    for point in FIRST_START {
+        let names: Vec<String> = (1..=HIT).map(|number| format!("{}{number}", point.to_lowercase())).collect();
+        let fault = format!("{point}:{HIT}");
+        let mut daemon = None;
+        for (number, name) in names.iter().enumerate() {
+            control::add(home, &database.url(), name, "public.made");
+            let daemon = daemon.get_or_insert_with(|| home.start_with(&[("HEADWATER_FAULT", &fault)]));
+            if number > 0 {
+                daemon.signal("HUP");
+            }
+            if number + 1 < HIT {
+                daemon.wait_caught_up(name);
+            }
+            insert();
+        }
+        daemon.expect("a daemon").wait_fault(&fault);
+        made.extend(names);
+        insert();
+        let mut daemon = home.start();
+        made.iter().for_each(|name| drop(daemon.wait_caught_up(name)));
+        insert();
+        made.iter().for_each(|name| drop(daemon.wait_caught_up(name)));
+        assert_eq!(daemon.terminate(), Some(0), "an orderly stop after {fault}");
+    }
+    let expected: Vec<u32> = (1..=rows).collect();
+    for name in &made {
+        let records = tail(&format!("{name}.made"));
+        let mut ids: Vec<u32> =
+            records.iter().map(|record| record.column("id").expect("an id").to_string()).map(number).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, expected, "{name}");
+    }
+    let slots = database.value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%{prefix}'"));
+    assert_eq!(slots, made.len().to_string(), "a slot that was made before a death is not left behind");
+}
+
+fn number(text: String) -> u32 {
+    text.trim_matches('"').parse().expect("a number")
+}
+
+#[test]
+fn a_crash_while_the_third_connector_is_made_costs_none_of_them_anything_on_the_embedded_log() {
+    let home = Home::new();
+    sweep_of_creations(&home, &|topic| home.tail(topic));
+}
+
+#[test]
+fn a_crash_while_the_third_connector_is_made_costs_none_of_them_anything_on_kafka() {
+    let kafka = Kafka::shared();
+    let home = kafka::home(kafka, "creations");
+    sweep_of_creations(&home, &|topic| kafka::consume(kafka, topic));
 }
 
 /// The tables of the connector, and how much one of its log transactions holds.
@@ -142,8 +217,7 @@ fn numbers(home: &Home, topic: &str, column: &str) -> Vec<u32> {
     let mut records = home.tail(topic);
     records.sort_by(|a, b| a.header("hw.pos").cmp(b.header("hw.pos")));
     assert!(records.windows(2).all(|pair| pair[0].header("hw.pos") < pair[1].header("hw.pos")), "a place twice in {topic}");
-    let number = |record: &Record| record.column(column).expect("the column").to_string().trim_matches('"').parse();
-    records.iter().map(|record| number(record).expect("a number")).collect()
+    records.iter().map(|record| number(record.column(column).expect("the column").to_string())).collect()
 }
 
 /// C23: the place inside of a transaction counts what the server sends and not what the config wants of it, so another selection

@@ -41,8 +41,12 @@ fn expect_found(variant: &str, scenario: Scenario, words: &[&str]) {
     assert!(words.iter().any(|word| found.contains(word)), "{variant} was found by something else than {words:?}: {found}");
 }
 
+/// The client's queue is shorter than a log transaction is long, so that it refuses records until others have gone.
 fn connector(kafka: &Kafka, database: &Database) -> Home {
     let home = home(kafka, "headwater");
+    let properties = "properties: { queue.buffering.max.messages: \"50\" }";
+    let log = format!("{{ kind: kafka, bootstrap_servers: [ \"{}\" ], prefix: headwater, {properties} }}", kafka.bootstrap);
+    home.write("headwater.yaml", &home.main(&log));
     kill::configure(&home, database);
     home
 }
@@ -79,4 +83,20 @@ fn freeze_and_succeed(kafka: &Kafka, home: &Home, database: &Database, mistake: 
 #[test]
 fn two_writers_that_do_not_fence_each_other_are_found() {
     expect_found("skip-fencing", freeze_and_succeed, &["repeat", "position", "checkpoint"]);
+}
+
+/// A transaction that is longer than the client's queue.
+fn fill_the_queue(_: &Kafka, home: &Home, database: &Database, mistake: &[(&str, &str)]) {
+    let mut daemon = home.start_with(mistake);
+    daemon.wait_state("shop", "streaming");
+    database.sql("SELECT truth.put_account(2000 + n, 'many', true) FROM generate_series(1, 250) n");
+    database.sql("SELECT truth.transfer(1, 2, 5)");
+    // The daemon that makes the mistake believes that it has published everything.
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+#[test]
+fn records_that_the_client_refused_and_nobody_sent_again_are_found() {
+    expect_found("ignore-a-send-error", fill_the_queue, &["gap", "transaction", "last"]);
 }

@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::{LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
+pub use ports::free_port;
 use tempfile::TempDir;
+
+#[allow(clippy::duplicate_mod)] // the support for Kafka has it too
+#[path = "ports.rs"]
+mod ports;
 
 /// Long enough for a busy machine; a test that waits this long has failed, it was not slow.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -24,12 +28,6 @@ pub fn wait_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> R
             Err(_) => std::thread::sleep(Duration::from_millis(25)),
         }
     }
-}
-
-/// A loopback port that nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
-    listener.local_addr().expect("its address").port()
 }
 
 /// A directory that vanishes with the guard. Others may enter it: servers run as another user when the tests run as root.

@@ -379,7 +379,10 @@ async fn reopen(log: &KafkaLog, id: &str, checkpoint: &str) -> (Box<dyn LogWrite
                 let number = number.map_or(0, |value| String::from_utf8_lossy(value).parse::<u32>().unwrap() + 1);
                 return (writer, number);
             }
-            Err(failed) => assert!(failed.kind() == Kind::Retry && Instant::now() < deadline, "{failed}"),
+            // As in the pipeline, a writer that is fenced while it opens is a doubt: a request of its own may have been repeated.
+            Err(failed) => {
+                assert!(matches!(failed.kind(), Kind::Retry | Kind::Fenced) && Instant::now() < deadline, "{failed}");
+            }
         }
     }
 }
