@@ -120,6 +120,41 @@ fn what_cannot_be_read_is_refused_and_the_stream_goes_on() {
 }
 
 #[test]
+fn a_table_to_be_read_first_that_is_not_captured_is_refused_everywhere() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = versioned(&database, 20, "");
+    let first =
+        |tables: &str, first: &str| home.shop(&database.url(), tables, &format!("      backfill: {{ first: [ {first} ] }}\n"));
+    // No pattern selects the one; a pattern would select the other, and there is no such table.
+    for (tables, code) in [("public.item", "HW2007"), ("\"public.*\"", "HW1185")] {
+        first(tables, "public.item, public.itme");
+        for command in ["check", "plan", "run"] {
+            let refused = home.run(&[command]);
+            refused.expect_code(2);
+            for said in [code, "connectors.shop.source.backfill.first[1]", "hint:"] {
+                assert!(refused.said().contains(said), "{command} does not say {said:?}: {}", refused.said());
+            }
+            assert!(code != "HW1185" || refused.said().contains("Did you mean public.item?"), "{}", refused.said());
+        }
+    }
+    first("public.item", "public.item");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    // New files with the mistake are refused, and what runs goes on.
+    first("\"public.*\"", "public.itme");
+    daemon.signal("HUP");
+    wait_until("the refusal", PATIENCE, || match daemon.stderr() {
+        said if said.contains("HW1185") => Ok(()),
+        said => Err(said),
+    });
+    database.sql("UPDATE public.item SET ver = 2 WHERE id = 1");
+    daemon.wait_caught_up("shop");
+    expect_sound(&database, &home);
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+#[test]
 fn a_table_that_joins_is_read_while_the_others_go_on() {
     let server = Postgres::shared();
     let database = server.database();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::server::{Server, SslMode, server};
 
-use crate::codes::BAD_OPTION;
+use crate::{codes::BAD_OPTION, server::closest};
 
 /// Options of a PostgreSQL source.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -171,6 +171,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     };
     let mut faults = Vec::new();
     let tables = patterns(&options.tables, &mut faults);
+    first(&options.backfill, &tables, &mut faults);
     let default_name = default_name(context);
     let mut name = |path: &str, given: Option<&String>| match given {
         None => default_name.clone(),
@@ -235,6 +236,20 @@ fn patterns(tables: &Tables, faults: &mut Vec<OptionFault>) -> Vec<Pattern> {
         }
     }
     found
+}
+
+/// What no pattern selects cannot be read first. Whether what a pattern selects is there, only the server can tell.
+fn first(backfill: &BackfillOptions, tables: &[Pattern], faults: &mut Vec<OptionFault>) {
+    let selects =
+        |name: &str| name.split_once('.').is_some_and(|(schema, table)| tables.iter().any(|one| one.matches(schema, table)));
+    let names: Vec<&str> = tables.iter().map(|pattern| pattern.text.as_str()).filter(|text| !text.contains('*')).collect();
+    for (at, name) in backfill.unknown_first(selects) {
+        let hint = match names.as_slice() {
+            [] => "Name a table that `tables` selects, as schema.table.".to_owned(),
+            names => format!("Did you mean {}? Name a table that `tables` selects.", closest(name, names)),
+        };
+        faults.push(fault(format!("backfill.first[{at}]"), format!("{name:?} is not a captured table"), hint));
+    }
 }
 
 /// `<prefix>_<connector>` in the characters that a slot name may have.
@@ -306,6 +321,20 @@ mod tests {
         let options = json!({ "url": "postgres://h/d", "tables": ["orders", "a.b"], "slot": "Bad-Name" });
         let paths: Vec<String> = resolve(&context(), options).unwrap_err().into_iter().map(|fault| fault.path).collect();
         assert_eq!(paths, ["tables[0]", "slot", "url"]);
+    }
+
+    #[test]
+    fn what_is_to_be_read_first_is_selected() {
+        let faults = |first: serde_json::Value| {
+            let options =
+                json!({ "url": "postgres://hw@h/d", "tables": ["public.orders", "log.*"], "backfill": { "first": first } });
+            let faults = resolve(&context(), options).err().unwrap_or_default();
+            faults.into_iter().map(|fault| (fault.path, fault.error.hint_text().to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(faults(json!(["log.a", "public.orders"])), []);
+        let found = faults(json!(["public.orders", "public.ordesr", "orders"]));
+        assert_eq!(found.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["backfill.first[1]", "backfill.first[2]"]);
+        assert!(found.iter().all(|(_, hint)| hint.starts_with("Did you mean public.orders?")), "{found:?}");
     }
 
     #[test]
