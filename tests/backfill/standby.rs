@@ -28,6 +28,10 @@ fn options(standby: &Database, limits: &str) -> String {
     format!("      backfill_url: {}\n      backfill: {{ {limits} }}\n", standby.url())
 }
 
+/// The journal also holds keys back that were published a moment ago, whoever saw them, which spares events. It would hide here that what a
+/// standby sees was judged wrongly, so it is left out.
+const BARE: [(&str, &str); 1] = [("HEADWATER_VARIANT", "watermark-window")];
+
 fn pause(standby: &Database, pauses: bool) {
     let (function, wanted) = if pauses { ("pause", "paused") } else { ("resume", "not paused") };
     standby.sql(&format!("SELECT pg_wal_replay_{function}()"));
@@ -37,20 +41,43 @@ fn pause(standby: &Database, pauses: bool) {
     });
 }
 
+/// The rest of the table changes while the standby stands still, and is read from there to the end: every row of it is old.
+#[test]
+fn rows_of_a_standby_that_stands_still_do_not_come_after_their_changes() {
+    let (server, rows) = (Postgres::start(), 9_000);
+    let database = server.database();
+    let home = versioned(&database, rows, "");
+    let replica = server.standby(&[]);
+    let standby = at(&replica, &database);
+    home.shop(&database.url(), "public.item", &options(&standby, "rows_per_second: 3000, readers: 1"));
+    let mut daemon = home.start_with(&BARE);
+    daemon.wait_for("shop", "the first rows", |shop| shop["backfills"][0]["rows"].as_u64() > Some(0));
+    pause(&standby, true);
+    database.sql("UPDATE public.item SET ver = 2 WHERE id > 8000");
+    let shop = daemon.wait_caught_up("shop");
+    let read = &shop["backfills"][0];
+    assert_eq!((&read["state"], read["rows"].as_u64()), (&"done".into(), Some(u64::from(rows))), "{shop}");
+    assert_eq!(standby.value("SELECT count(*) FROM public.item WHERE ver = 2"), "0", "it stands still");
+    assert!(read["published"].as_u64() <= Some(8_000), "{shop}");
+    expect_sound(&database, &home);
+    pause(&standby, false);
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
 /// The standby's rows are old again and again, while the same keys are written and the daemon is killed.
 #[test]
 fn no_old_row_of_a_standby_comes_after_a_newer_one() {
     let (server, rows) = (Postgres::start(), 6_000);
     let database = server.database();
     let home = versioned(&database, rows, "");
-    let replica = server.standby(&["max_standby_streaming_delay = '1s'"]);
+    let replica = server.standby(&["max_standby_streaming_delay = 0", "hot_standby_feedback = off"]);
     let standby = at(&replica, &database);
     home.shop(&database.url(), "public.item", &options(&standby, "rows_per_second: 4000, readers: 2"));
     let (stop, seed) = (Arc::new(AtomicBool::new(false)), kill::seed());
     let writers = hammer(&database, rows, seed, &stop);
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut daemon = home.start();
-    for life in 0..4 {
+    let mut daemon = home.start_with(&BARE);
+    for life in 0..3 {
         daemon.wait_for("shop", "a stream", |shop| shop["state"] == "backfilling" || shop["state"] == "streaming");
         if life > 0 {
             // What was read meanwhile is read again; what is not done yet goes on.
@@ -59,12 +86,14 @@ fn no_old_row_of_a_standby_comes_after_a_newer_one() {
         for _ in 0..3 {
             pause(&standby, true);
             thread::sleep(Duration::from_millis(rng.u64(50..600)));
+            // What replays this cancels statements that could still need the rows.
+            database.sql("VACUUM public.item");
             pause(&standby, false);
             thread::sleep(Duration::from_millis(rng.u64(50..400)));
         }
         if life % 2 == 1 {
             daemon.kill9();
-            daemon = home.start();
+            daemon = home.start_with(&BARE);
         }
     }
     daemon.wait_state("shop", "streaming");
