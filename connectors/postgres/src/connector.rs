@@ -287,8 +287,11 @@ impl SourceConnector for PostgresConnector {
         self.settings.large_values == LargeValues::Refresh
     }
 
-    fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
-        Ok(keys::condition(schema, condition))
+    async fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
+        let mut catalog = self.catalog();
+        let found = keys::condition(&mut catalog, schema, condition).await;
+        catalog.rest().await;
+        found
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {

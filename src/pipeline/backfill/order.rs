@@ -127,7 +127,7 @@ impl Request {
         match (&self.column, &self.from) {
             (Some(column), Some(from)) => {
                 known_column(&table.schema, column)?;
-                filters.push(connector.condition(&table.schema, &Condition::From { column, value: from })?);
+                filters.push(connector.condition(&table.schema, &Condition::From { column, value: from }).await?);
             }
             (None, None) => {}
             _ => {
@@ -139,7 +139,7 @@ impl Request {
         if !self.keys.is_empty() {
             let keys =
                 self.keys.iter().enumerate().map(|(at, key)| cursor(&table.schema, key, at + 1)).collect::<Result<Vec<_>>>()?;
-            filters.push(connector.condition(&table.schema, &Condition::Keys(&keys))?);
+            filters.push(connector.condition(&table.schema, &Condition::Keys(&keys)).await?);
         }
         let filter = match filters.as_slice() {
             [] => None,
