@@ -3,6 +3,7 @@
 mod kills;
 mod orders;
 mod refresh;
+mod standby;
 
 use std::{collections::BTreeMap, thread};
 

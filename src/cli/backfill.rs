@@ -19,6 +19,7 @@ Examples:
   headwater backfill shop public.orders --column day --from 2026-11-01
   headwater backfill shop public.orders --keys keys.jsonl     One key per line, as in the topic: {\"id\":1}
   headwater backfill shop public.orders --reconcile           Also tombstones for keys that the table lacks
+  headwater backfill shop public.orders --first               Before all others, also one that is being read already
   headwater backfill shop public.orders --pause               Hold it; then --resume, or --cancel";
 
 /// Which rows, or what to do about those that are being read.
@@ -45,6 +46,9 @@ pub struct Args {
     /// When all rows are read, put a tombstone for every key of the topic that the table does not have.
     #[arg(long)]
     reconcile: bool,
+    /// Read this table before all others, also if it is being read already. With --resume: go on, and before all others.
+    #[arg(long, conflicts_with_all = ["pause", "cancel", "list"])]
+    first: bool,
     #[command(flatten)]
     act: Act,
 }
@@ -86,6 +90,7 @@ pub fn run(config: &Path, args: &Args, output: &mut Output) -> Outcome {
         from: args.from.clone(),
         column: args.column.clone(),
         reconcile: args.reconcile,
+        first: args.first,
     };
     let body = serde_json::to_value(&request).expect("a request is plain data");
     let connector = control::ask(config, &args.connector, "backfill", Some(&body))?;
@@ -139,7 +144,7 @@ fn print(connector: &serde_json::Value, only: Option<&str>, output: &mut Output)
     }
     let rows: Vec<Vec<Cell>> = tables.iter().map(|table| row(table)).collect();
     let paint = output.paint();
-    for line in table(&["TABLE", "STATE", "READ", "OF ABOUT", "PUBLISHED", "LEFT", "WAITS FOR"], &rows, paint) {
+    for line in table(&["TABLE", "STATE", "TURN", "READ", "OF ABOUT", "PUBLISHED", "LEFT", "WAITS FOR"], &rows, paint) {
         output.line(&line)?;
     }
     for error in tables.iter().filter(|table| table["error"].is_object()) {
@@ -165,6 +170,7 @@ fn row(table: &serde_json::Value) -> Vec<Cell> {
     vec![
         Cell::plain(text("table")),
         Cell::plain(text("state")),
+        Cell::plain(text("turn")),
         Cell::plain(text("rows")),
         Cell::plain(text("estimated_rows")),
         Cell::plain(text("published")),

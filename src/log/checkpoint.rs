@@ -88,6 +88,9 @@ pub struct TableBackfill {
     /// Keys whose last event is from before this (era and sequence number) and that the table does not have get a tombstone in the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconcile: Option<(u32, u64)>,
+    /// Somebody wanted it read before the others, in the log transaction at this place (era and sequence number); the newest wish goes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<(u32, u64)>,
     /// What is still to be read; empty when nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<KeyRange>,

@@ -15,4 +15,5 @@ headwater_connector::codes! { "src/pipeline/codes";
     BACKFILL_BAD_KEY = "HW1182", Config, "a file of keys has a line that is no key";
     BACKFILL_IDLE = "HW1183", Environment, "a backfill is asked of a connector that does not run";
     REFRESH_TOPIC = "HW1184", Retry, "the topic of rows that lack columns is made";
+    FIRST_UNKNOWN = "HW1185", Config, "a table that is to be read first is not captured";
 }

@@ -145,7 +145,7 @@ async fn check_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>,
     };
     // Faults of tables are among the connector's own findings; here only what their mapping adds.
     let Ok(tables) = source.connector.tables().await else { return findings };
-    match Routes::new(&source.name, &source.events, &tables) {
+    match start::routes_of(&source.name, &*source.connector, &source.events, &tables) {
         Ok(routes) => {
             match claims.claim(&source.name, &routes) {
                 Ok(()) if tables.len() == 1 => findings.push(Finding::ok("1 table maps to a topic of its own")),
@@ -183,7 +183,7 @@ pub async fn planned(plan: &Plan) -> Result<Planned> {
 async fn plan_source(plan: &Plan, source: &SourcePlan, log: &SharedLog, planned: &mut Planned) -> Result<()> {
     let internal = InternalTopics::new(&plan.prefix, &source.name);
     let tables = source.connector.tables().await.map_err(start::gather)?;
-    let routes = Routes::new(&source.name, &source.events, &tables).map_err(start::gather)?;
+    let routes = start::routes_of(&source.name, &*source.connector, &source.events, &tables).map_err(start::gather)?;
     let dead_letters = source.events.on_data_error == OnDataError::DeadLetter;
     let specs = start::topic_specs(&internal, &routes, source.events.partitions, (dead_letters, false));
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();

@@ -9,12 +9,9 @@ use super::{
     daemon::Change,
     handle::Handle,
     now_text,
-    start::{Claims, gather},
+    start::{Claims, gather, routes_of},
 };
-use crate::{
-    config::plan::{Plan, SourcePlan},
-    mapping::Routes,
-};
+use crate::config::plan::{Plan, SourcePlan};
 
 /// Takes what was read from the files, or keeps what runs and says why.
 ///
@@ -78,7 +75,7 @@ async fn check(handle: &Handle, running: &Plan, plan: &Plan) -> Result<(), Vec<E
 /// What the new options of a connector say wrong, as far as its source can be asked now.
 async fn try_one(source: &SourcePlan, claims: &Claims) -> Option<Error> {
     let routes = match source.connector.tables().await {
-        Ok(tables) => Routes::new(&source.name, &source.events, &tables),
+        Ok(tables) => routes_of(&source.name, &*source.connector, &source.events, &tables),
         Err(errors) => Err(errors),
     };
     let tried = routes.map_err(gather).and_then(|routes| claims.claim(&source.name, &routes));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use headwater_connector::{Error, Identity, Intent, Position, Result, Source, fault};
+use headwater_connector::{Error, Identity, Intent, Position, Result, Source, SourceConnector, Table, fault};
 use uuid::Uuid;
 
 use super::{
@@ -12,13 +12,18 @@ use super::{
     now_us, topics,
 };
 use crate::{
+    config::closest::closest,
     log::{
         Cleanup, LogWriter, TopicSpec, TopicState, Transaction,
         checkpoint::{Checkpoint, FORMAT, POSITION_KEY, PositionRecord, STATE_KEY, StateRecord, TableBackfill, TableState},
         codes as log_codes,
         topic::InternalTopics,
     },
-    mapping::{Encoder, Place, Routes, route::collision_key, rule::OnDataError},
+    mapping::{
+        Encoder, Place, Routes,
+        route::collision_key,
+        rule::{Events, OnDataError},
+    },
 };
 
 /// A connector that holds its place and is open at its position.
@@ -368,7 +373,32 @@ pub fn in_doubt(error: Error) -> Error {
 /// The routes of the tables that are there now.
 pub async fn routes(ingest: &Ingest) -> Result<Routes> {
     let tables = ingest.connector.tables().await.map_err(gather)?;
-    Routes::new(&ingest.name, &ingest.events, &tables).map_err(gather)
+    routes_of(&ingest.name, &*ingest.connector, &ingest.events, &tables).map_err(gather)
+}
+
+/// The routes of these tables, or everything that is wrong with what the config says of them.
+pub(super) fn routes_of(
+    name: &str,
+    connector: &dyn SourceConnector,
+    events: &Events,
+    tables: &[Table],
+) -> Result<Routes, Vec<Error>> {
+    let routes = Routes::new(name, events, tables);
+    let known = || tables.iter().filter(|table| table.readable).map(|table| table.schema.table.as_str());
+    let options = connector.backfill();
+    let unknown = options.unknown_first(|first| known().any(|table| table == first)).map(|(at, first)| {
+        Error::new(&codes::FIRST_UNKNOWN, format!("{first:?} is to be read first and is not captured"))
+            .at("option", format!("connectors.{name}.source.backfill.first[{at}]"))
+            .hint(match closest(first, known()) {
+                Some(close) => format!("Did you mean {close}? Write {close}."),
+                None => "Name a table that the connector captures; `headwater plan` lists them.".to_owned(),
+            })
+    });
+    let unknown: Vec<Error> = unknown.collect();
+    match routes {
+        Ok(routes) if unknown.is_empty() => Ok(routes),
+        routes => Err(routes.err().unwrap_or_default().into_iter().chain(unknown).collect()),
+    }
 }
 
 /// Several faults as one error: the first, with the number of the others.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Writers that change, move, remove and add rows until they are told to stop. They live through crashes of the database.
-fn hammer(database: &Database, rows: u32, seed: u64, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<u64>> {
+pub fn hammer(database: &Database, rows: u32, seed: u64, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<u64>> {
     database.sql("CREATE SEQUENCE IF NOT EXISTS public.vers START 10");
     let writer = |writer: u64| {
         let mut server: ::postgres::Config = database.url().parse().expect("the URL of the database");

@@ -1,9 +1,13 @@
 //! What an operator asks: tables read again, held, given up; tables that join and leave; what a reset and a truncate leave behind.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpStream,
+};
 
 use super::{expect_sound, versioned};
-use crate::support::{PATIENCE, daemon::Home, postgres::Postgres, wait_until};
+use crate::support::{PATIENCE, daemon::Home, postgres::Postgres, record::Record, wait_until};
 
 /// The table's entry in the list.
 fn listed(home: &Home, table: &str) -> serde_json::Value {
@@ -117,6 +121,103 @@ fn what_cannot_be_read_is_refused_and_the_stream_goes_on() {
     daemon.wait_caught_up("shop");
     expect_sound(&database, &home);
     assert_eq!(daemon.terminate(), Some(0));
+}
+
+#[test]
+fn a_table_to_be_read_first_that_is_not_captured_is_refused_everywhere() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = versioned(&database, 20, "");
+    let first =
+        |tables: &str, first: &str| home.shop(&database.url(), tables, &format!("      backfill: {{ first: [ {first} ] }}\n"));
+    // No pattern selects the one; a pattern would select the other, and there is no such table.
+    for (tables, code) in [("public.item", "HW2007"), ("\"public.*\"", "HW1185")] {
+        first(tables, "public.item, public.itme");
+        for command in ["check", "plan", "run"] {
+            let refused = home.run(&[command]);
+            refused.expect_code(2);
+            for said in [code, "connectors.shop.source.backfill.first[1]", "hint:"] {
+                assert!(refused.said().contains(said), "{command} does not say {said:?}: {}", refused.said());
+            }
+            assert!(code != "HW1185" || refused.said().contains("Did you mean public.item?"), "{}", refused.said());
+        }
+    }
+    first("public.item", "public.item");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    // New files with the mistake are refused, and what runs goes on.
+    first("\"public.*\"", "public.itme");
+    daemon.signal("HUP");
+    wait_until("the refusal", PATIENCE, || match daemon.stderr() {
+        said if said.contains("HW1185") => Ok(()),
+        said => Err(said),
+    });
+    database.sql("UPDATE public.item SET ver = 2 WHERE id = 1");
+    daemon.wait_caught_up("shop");
+    expect_sound(&database, &home);
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+#[test]
+fn what_is_put_first_is_read_first_also_after_a_restart() {
+    let server = Postgres::shared();
+    let database = server.database();
+    for table in ["alpha", "beta", "gamma", "delta"] {
+        database.sql(&format!(
+            "CREATE TABLE public.{table} (id int PRIMARY KEY); INSERT INTO public.{table} SELECT generate_series(1, 6000); ANALYZE public.{table}"
+        ));
+    }
+    let home = Home::new();
+    let limits = |rate: u32| format!("      backfill: {{ rows_per_second: {rate}, readers: 1, first: [ public.beta ] }}\n");
+    home.shop(&database.url(), "\"public.*\"", &limits(1000));
+    let turns = |shop: &serde_json::Value| -> Vec<String> {
+        let mut turns: Vec<(u64, String)> = shop["backfills"].as_array().into_iter().flatten().filter_map(turn).collect();
+        turns.sort_unstable();
+        turns.into_iter().map(|(_, table)| table).collect()
+    };
+    let mut daemon = home.start();
+    let shop = daemon.wait_for("shop", "the first rows", |shop| shop["backfills"][1]["rows"].as_u64() > Some(0));
+    assert_eq!(turns(&shop), ["beta", "alpha", "delta", "gamma"]);
+    home.run(&["backfill", "shop", "public.delta", "--first"]).expect_code(0);
+    let body = "{\"table\":\"public.gamma\",\"first\":true}";
+    assert_eq!(post(&home, "/v1/connectors/shop/backfill", body), 200);
+    assert_eq!(
+        post(&home, "/v1/connectors/shop/backfill", "{\"table\":\"public.beta\",\"action\":\"pause\",\"first\":true}"),
+        400
+    );
+    let wanted = ["gamma", "delta", "beta", "alpha"];
+    assert_eq!(turns(&daemon.connector("shop").expect("a status")), wanted);
+    let text = home.run(&["backfill", "shop", "--list"]).stdout;
+    assert!(text.contains("TURN"), "{text}");
+    daemon.kill9();
+    home.shop(&database.url(), "\"public.*\"", &limits(12_000));
+    let mut daemon = home.start();
+    daemon.wait_for("shop", "all rows", |shop| {
+        let seen = turns(shop);
+        assert!(wanted.iter().filter(|table| seen.iter().any(|one| one == *table)).eq(seen.iter()), "{seen:?}");
+        shop["state"] == "streaming"
+    });
+    let mut ends = wanted.map(|table| (home.tail(&format!("shop.{table}")).iter().map(Record::pos).max(), table));
+    ends.sort_unstable();
+    assert_eq!(ends.map(|(_, table)| table), wanted);
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+/// The status of what is posted.
+fn post(home: &Home, path: &str, body: &str) -> u16 {
+    let mut stream = TcpStream::connect(home.address()).expect("the daemon listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}", home.address(), body.len());
+    write!(stream, "{head}\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{body}").expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status: {answer}"))
+}
+
+/// A table's place in the order, and its bare name.
+fn turn(listed: &serde_json::Value) -> Option<(u64, String)> {
+    Some((listed["turn"].as_u64()?, listed["table"].as_str()?.trim_start_matches("public.").to_owned()))
 }
 
 #[test]

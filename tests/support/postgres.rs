@@ -44,6 +44,30 @@ impl Postgres {
         Self::start_from(postgres_bin(Some(major)), settings)
     }
 
+    /// A standby of this server, which goes on meanwhile. It keeps the replication slots of this server out of it.
+    pub fn standby(&self, settings: &[&str]) -> Self {
+        let server = Self {
+            bin: self.bin.clone(),
+            dir: temp_dir(),
+            port: free_port(),
+            process: Mutex::new(None),
+            databases: AtomicU32::new(0),
+        };
+        as_server_user_owns(&[server.dir.path()]);
+        let source = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD}", self.port);
+        let mut copy = self.program("pg_basebackup");
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &source, "--pgdata"])
+            .arg(server.data());
+        let output = copy.output().expect("pg_basebackup runs");
+        assert!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
+        let config = server.data().join("postgresql.conf");
+        let mut text = fs::read_to_string(&config).expect("postgresql.conf");
+        text.push_str(&format!("port = {}\n{}\n", server.port, settings.join("\n")));
+        fs::write(config, text).expect("postgresql.conf");
+        server.launch();
+        server
+    }
+
     fn start_from(bin: PathBuf, settings: &[&str]) -> Self {
         let dir = temp_dir();
         let server = Self { bin, dir, port: free_port(), process: Mutex::new(None), databases: AtomicU32::new(0) };

@@ -47,6 +47,13 @@ impl Default for BackfillOptions {
     }
 }
 
+impl BackfillOptions {
+    /// The tables of `first` that are not captured, each with its place in the list.
+    pub fn unknown_first(&self, is_captured: impl Fn(&str) -> bool) -> impl Iterator<Item = (usize, &str)> {
+        self.first.iter().map(String::as_str).enumerate().filter(move |(_, table)| !is_captured(table))
+    }
+}
+
 /// Whether a table's rows are read when the table is captured for the first time: `initial`, so that in the end the topic holds exactly
 /// the table, or `never`, until somebody asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -160,8 +160,9 @@ pub trait SourceConnector: Send + Sync {
     /// Whether a row whose event lacks columns is to be read again, so that the last event of each key is whole.
     fn refreshes(&self) -> bool;
 
-    /// A condition in the server's language, for [`ChunkRequest::filter`](crate::ChunkRequest).
-    fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String>;
+    /// A condition in the server's language, for [`ChunkRequest::filter`](crate::ChunkRequest). Values are compared as the order of their own
+    /// type has it. May connect; changes nothing.
+    async fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String>;
 
     /// A session that reads tables beside the stream.
     async fn reader(&self) -> Result<Box<dyn TableReader>>;

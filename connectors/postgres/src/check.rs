@@ -12,7 +12,7 @@ use crate::{
     connector::{Selected, select},
     creation,
     error::protocol,
-    message, publication, slot,
+    message, publication, replica, slot,
     slot::Slot,
     standby,
 };
@@ -44,6 +44,7 @@ pub async fn findings(catalog: &mut Catalog, settings: &Settings) -> Result<Vec<
     key_forms(catalog, &tables, &mut found).await?;
     let facts: Vec<TableFacts> = tables.into_iter().map(|(facts, _)| facts).collect();
     publication(catalog, settings, &facts, &mut found).await?;
+    replica::findings(catalog, settings, &facts, &mut found).await?;
     let slot = slot::find(catalog, settings).await?;
     slot_state(catalog, settings, slot.as_ref(), &mut found).await?;
     standby::findings(catalog, settings, slot.as_ref(), &mut found).await?;

@@ -63,4 +63,6 @@ headwater_connector::codes! { "codes";
     ROW_SECURITY = "HW2071", Environment, "a row security policy would hide rows";
     CONDITION_REFUSED = "HW2072", Config, "the server refuses the condition of a backfill";
     BACKFILL_WAITS = "HW2073", Retry, "a chunk of a table cannot be read now";
+    READER_UNFIT = "HW2074", Environment, "rows cannot be read from the server of backfill_url";
+    READER_LAGS = "HW2075", Environment, "the standby of backfill_url is behind";
 }

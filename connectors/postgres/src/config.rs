@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::server::{Server, SslMode, server};
 
-use crate::codes::BAD_OPTION;
+use crate::{
+    codes::BAD_OPTION,
+    server::{Target, closest},
+};
 
 /// Options of a PostgreSQL source.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -46,6 +49,11 @@ pub struct Options {
     /// `mode` and limits.
     #[serde(default)]
     pub backfill: BackfillOptions,
+    /// A standby of the server to read the rows that are there already from, so that the primary does not feel it; changes still come
+    /// from `url`. In the form of `url`, and with the same `password` unless it has one of its own; of several hosts only standbys will
+    /// do. Default: rows are read where changes come from.
+    #[serde(default)]
+    pub backfill_url: Option<String>,
     /// Prefixes of logical messages (`pg_logical_emit_message`) that become events, as rows of a table `hw.message`; `*` stands for any
     /// characters. By default none. PostgreSQL 14 or newer.
     #[serde(default)]
@@ -107,6 +115,8 @@ pub struct Settings {
     pub large_values: LargeValues,
     /// See [`Options`].
     pub backfill: BackfillOptions,
+    /// Where rows that are there already are read, if not at `server`.
+    pub reader: Option<Server>,
     /// Patterns of prefixes; none if messages are not read.
     pub messages: Vec<String>,
 }
@@ -171,6 +181,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     };
     let mut faults = Vec::new();
     let tables = patterns(&options.tables, &mut faults);
+    first(&options.backfill, &tables, &mut faults);
     let default_name = default_name(context);
     let mut name = |path: &str, given: Option<&String>| match given {
         None => default_name.clone(),
@@ -189,6 +200,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
         }
         None => default_name,
     };
+    let reader = options.backfill_url.as_deref().and_then(|url| reader(context, url, options.password.clone(), &mut faults));
     let server = server(context, &options.url, options.password, &mut faults);
     match server {
         Some(server) if faults.is_empty() => Ok(Settings {
@@ -201,6 +213,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
             on_truncate: options.on_truncate,
             large_values: options.large_values,
             backfill: options.backfill,
+            reader,
             messages: match options.messages {
                 None => Vec::new(),
                 Some(Tables::Many(prefixes)) => prefixes,
@@ -235,6 +248,34 @@ fn patterns(tables: &Tables, faults: &mut Vec<OptionFault>) -> Vec<Pattern> {
         }
     }
     found
+}
+
+/// The server of `backfill_url`. Of several hosts only standbys will do.
+fn reader(context: &SourceContext, url: &str, password: Option<Secret>, faults: &mut Vec<OptionFault>) -> Option<Server> {
+    let mut found = Vec::new();
+    let mut reader = server(context, url, None, &mut found);
+    if let Some(server) = &mut reader {
+        server.password = server.password.take().or(password);
+        if server.hosts.len() > 1 && server.target == Target::Primary {
+            server.target = Target::Standby;
+        }
+    }
+    faults.extend(found.into_iter().map(|fault| OptionFault { path: "backfill_url".into(), ..fault }));
+    reader
+}
+
+/// What no pattern selects cannot be read first. Whether what a pattern selects is there, only the server can tell.
+fn first(backfill: &BackfillOptions, tables: &[Pattern], faults: &mut Vec<OptionFault>) {
+    let selects =
+        |name: &str| name.split_once('.').is_some_and(|(schema, table)| tables.iter().any(|one| one.matches(schema, table)));
+    let names: Vec<&str> = tables.iter().map(|pattern| pattern.text.as_str()).filter(|text| !text.contains('*')).collect();
+    for (at, name) in backfill.unknown_first(selects) {
+        let hint = match names.as_slice() {
+            [] => "Name a table that `tables` selects, as schema.table.".to_owned(),
+            names => format!("Did you mean {}? Name a table that `tables` selects.", closest(name, names)),
+        };
+        faults.push(fault(format!("backfill.first[{at}]"), format!("{name:?} is not a captured table"), hint));
+    }
 }
 
 /// `<prefix>_<connector>` in the characters that a slot name may have.
@@ -306,6 +347,40 @@ mod tests {
         let options = json!({ "url": "postgres://h/d", "tables": ["orders", "a.b"], "slot": "Bad-Name" });
         let paths: Vec<String> = resolve(&context(), options).unwrap_err().into_iter().map(|fault| fault.path).collect();
         assert_eq!(paths, ["tables[0]", "slot", "url"]);
+    }
+
+    #[test]
+    fn the_reader_has_faults_and_a_password_of_its_own() {
+        let with = |reader: &str| {
+            resolve(&context(), json!({ "url": "postgres://hw:mine@h/d", "backfill_url": reader, "tables": ["public.orders"] }))
+        };
+        let reader = |url: &str| with(url).unwrap().reader.unwrap();
+        let password = |server: &Server| server.password.as_ref().map(|secret| secret.reveal().unwrap().to_string());
+        assert_eq!(password(&reader("postgres://hw:its@s/d")).as_deref(), Some("its"));
+        assert!(!format!("{:?}", with("postgres://hw:hunter2@s/d").unwrap()).contains("hunter2"));
+        assert_eq!(reader("postgres://hw@a,b/d").target, Target::Standby);
+        let faults = with("postgres://hw:hunter2@s:x/d").unwrap_err();
+        assert_eq!(faults.iter().map(|fault| fault.path.as_str()).collect::<Vec<_>>(), ["backfill_url"]);
+        assert!(!faults[0].error.to_string().contains("hunter2"));
+        let settings = resolve(
+            &context(),
+            json!({ "url": "postgres://hw@h/d", "password": "both", "backfill_url": "postgres://hw@s/d", "tables": ["public.orders"] }),
+        );
+        assert_eq!(password(&settings.unwrap().reader.unwrap()).as_deref(), Some("both"));
+    }
+
+    #[test]
+    fn what_is_to_be_read_first_is_selected() {
+        let faults = |first: serde_json::Value| {
+            let options =
+                json!({ "url": "postgres://hw@h/d", "tables": ["public.orders", "log.*"], "backfill": { "first": first } });
+            let faults = resolve(&context(), options).err().unwrap_or_default();
+            faults.into_iter().map(|fault| (fault.path, fault.error.hint_text().to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(faults(json!(["log.a", "public.orders"])), []);
+        let found = faults(json!(["public.orders", "public.ordesr", "orders"]));
+        assert_eq!(found.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["backfill.first[1]", "backfill.first[2]"]);
+        assert!(found.iter().all(|(_, hint)| hint.starts_with("Did you mean public.orders?")), "{found:?}");
     }
 
     #[test]

@@ -23,7 +23,9 @@ use crate::{
     position::{Lsn, Place},
     publication,
     reader::PostgresReader,
-    rebind, relation, slot,
+    rebind, relation,
+    replica::Streamed,
+    slot,
     source::PostgresSource,
     standby::{self, Role},
     stream::{PACE, Stream},
@@ -38,7 +40,7 @@ pub struct PostgresConnector {
     settings: Arc<Settings>,
     tries: Tries,
     /// With the very server that the stream came from last.
-    streamed: Mutex<Option<Arc<Settings>>>,
+    streamed: Mutex<Option<Streamed>>,
 }
 
 impl PostgresConnector {
@@ -285,14 +287,18 @@ impl SourceConnector for PostgresConnector {
         self.settings.large_values == LargeValues::Refresh
     }
 
-    fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
-        Ok(keys::condition(schema, condition))
+    async fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
+        let mut catalog = self.catalog();
+        let found = keys::condition(&mut catalog, schema, condition).await;
+        catalog.rest().await;
+        found
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
         // What one server has made visible, another may not have yet.
         let streamed = self.streamed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Box::new(PostgresReader::new(streamed.unwrap_or_else(|| Arc::clone(&self.settings)))))
+        let streamed = streamed.unwrap_or_else(|| Streamed::new(Arc::clone(&self.settings), Identity::default()));
+        Ok(Box::new(PostgresReader::new(&streamed)))
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
@@ -321,7 +327,7 @@ impl SourceConnector for PostgresConnector {
             // Such a server cannot convert, only refuse without naming the row; let the bytes come and judge them here (T9).
             session.query("SET client_encoding TO 'SQL_ASCII'").await?;
         }
-        *self.streamed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(settings));
+        *self.streamed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Streamed::new(Arc::clone(settings), found.clone()));
         self.start(&mut session, place).await?;
         // Once more, now that nobody else can move it: another daemon may have had the slot until a moment ago.
         slot::require_behind(&mut catalog, settings, place, moved).await?;

@@ -39,6 +39,11 @@ impl Ended {
         Ok(Self { running, replayed: cell(row, 0).parse().ok() })
     }
 
+    /// For a standby of the server that the stream comes from: to replay so much.
+    pub fn on_standby(replayed: Option<Lsn>) -> Self {
+        Self { running: Vec::new(), replayed }
+    }
+
     /// Names what a chunk's snapshot does not see yet.
     pub async fn waits_for(&self, catalog: &mut Catalog, taken: &Taken) -> Result<Option<String>> {
         if let (Some(wanted), Some(replayed)) = (self.replayed, taken.replayed) {

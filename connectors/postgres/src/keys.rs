@@ -52,34 +52,7 @@ impl Keyed {
                 .at("table", facts.full_name())
                 .hint("Add a primary key, or set `key:` for the table."));
         }
-        let oids: Vec<String> = schema.key.iter().map(|at| facts.columns[*at].oid.to_string()).collect();
-        let rows = catalog
-            .query(&format!(
-                "WITH RECURSIVE base AS (\
-                 SELECT k.place, t.oid, t.typtype, t.typbasetype, false AS domain FROM unnest('{{{}}}'::oid[]) WITH ORDINALITY AS k(oid, place) \
-                 JOIN pg_type t ON t.oid = k.oid \
-                 UNION ALL SELECT b.place, t.oid, t.typtype, t.typbasetype, true FROM base b \
-                 JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype) \
-                 SELECT b.place, s.amopstrategy, n.nspname, o.oprname, format_type(b.oid, -1), b.domain, b.typtype FROM base b \
-                 LEFT JOIN pg_opclass c ON c.opcintype = b.oid AND c.opcdefault \
-                 AND c.opcmethod = (SELECT oid FROM pg_am WHERE amname = 'btree') \
-                 LEFT JOIN pg_amop s ON s.amopfamily = c.opcfamily AND s.amoplefttype = b.oid AND s.amoprighttype = b.oid \
-                 AND s.amoppurpose = 's' LEFT JOIN pg_operator o ON o.oid = s.amopopr \
-                 LEFT JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE b.typtype <> 'd' ORDER BY b.place",
-                oids.join(",")
-            ))
-            .await?;
-        let names = schema.key_names();
-        let mut parts: Vec<Part> = names.into_iter().map(Part::plain).collect();
-        for row in &rows {
-            let place: usize = number(row, 0)?;
-            if let Some(part) = place.checked_sub(1).and_then(|at| parts.get_mut(at)) {
-                part.learn(row);
-            }
-        }
-        let only = if facts.partitioned { "" } else { "ONLY " };
-        let from = format!("{only}{}.{}", ident(&facts.schema), ident(&facts.name));
-        Ok(Self { from, parts, filter })
+        Ok(Self { from: from(facts), parts: Part::all(catalog, facts, &schema.key_names()).await?, filter })
     }
 
     fn list(&self) -> String {
@@ -157,12 +130,51 @@ impl Keyed {
                 let values: Vec<String> = keys.iter().flatten().map(|text| part.value(text)).collect();
                 format!("{} {} ANY (ARRAY[{}])", part.compared, part.operators.0[EQUAL], values.join(", "))
             }
+            // Shorter, and the same: what an operator asks for is kept in the checkpoint.
+            (parts, _) if parts.iter().all(|part| part.operators.0[EQUAL] == "OPERATOR(pg_catalog.=)") => {
+                let of = |cursor: &Cursor| {
+                    parts.iter().zip(cursor).map(|(part, text)| part.value(text)).collect::<Vec<_>>().join(", ")
+                };
+                let list: Vec<String> = keys.iter().map(|cursor| format!("({})", of(cursor))).collect();
+                let compared: Vec<&str> = parts.iter().map(|part| part.compared.as_str()).collect();
+                format!("({}) IN ({})", compared.join(", "), list.join(", "))
+            }
             _ => format!("({})", keys.iter().map(|cursor| format!("({})", one(cursor))).collect::<Vec<_>>().join(" OR ")),
         }
     }
 }
 
 impl Part {
+    /// These columns of a table.
+    async fn all(catalog: &mut Catalog, facts: &TableFacts, names: &[&str]) -> Result<Vec<Self>> {
+        let column = |name: &&str| facts.columns.iter().find(|column| column.name == *name).map(|column| column.oid.to_string());
+        let oids = names.iter().map(column).collect::<Option<Vec<String>>>().ok_or_else(|| gone(&facts.full_name()))?;
+        let rows = catalog
+            .query(&format!(
+                "WITH RECURSIVE base AS (\
+                 SELECT k.place, t.oid, t.typtype, t.typbasetype, false AS domain FROM unnest('{{{}}}'::oid[]) WITH ORDINALITY AS k(oid, place) \
+                 JOIN pg_type t ON t.oid = k.oid \
+                 UNION ALL SELECT b.place, t.oid, t.typtype, t.typbasetype, true FROM base b \
+                 JOIN pg_type t ON b.typtype = 'd' AND t.oid = b.typbasetype) \
+                 SELECT b.place, s.amopstrategy, n.nspname, o.oprname, format_type(b.oid, -1), b.domain, b.typtype FROM base b \
+                 LEFT JOIN pg_opclass c ON c.opcintype = b.oid AND c.opcdefault \
+                 AND c.opcmethod = (SELECT oid FROM pg_am WHERE amname = 'btree') \
+                 LEFT JOIN pg_amop s ON s.amopfamily = c.opcfamily AND s.amoplefttype = b.oid AND s.amoprighttype = b.oid \
+                 AND s.amoppurpose = 's' LEFT JOIN pg_operator o ON o.oid = s.amopopr \
+                 LEFT JOIN pg_namespace n ON n.oid = o.oprnamespace WHERE b.typtype <> 'd' ORDER BY b.place",
+                oids.join(",")
+            ))
+            .await?;
+        let mut parts: Vec<Self> = names.iter().map(|name| Self::plain(name)).collect();
+        for row in &rows {
+            let place: usize = number(row, 0)?;
+            if let Some(part) = place.checked_sub(1).and_then(|at| parts.get_mut(at)) {
+                part.learn(row);
+            }
+        }
+        Ok(parts)
+    }
+
     /// Most types have their operators in `pg_catalog`, and many share those of another type.
     fn plain(name: &str) -> Self {
         let operators = ["<", "<=", "=", ">=", ">"].map(|name| format!("OPERATOR(pg_catalog.{name})"));
@@ -194,22 +206,27 @@ impl Part {
 }
 
 /// What an operator asks for, as SQL.
-pub fn condition(schema: &Schema, condition: &Condition<'_>) -> String {
+pub async fn condition(catalog: &mut Catalog, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
+    let (space, name) = schema.table.split_once('.').unwrap_or(("public", &schema.table));
+    let facts = catalog.table_named(space, name).await?.ok_or_else(|| gone(&schema.table))?;
     match condition {
-        // An untyped literal takes the column's type.
-        Condition::From { column, value } => format!("{} >= {}", ident(column), literal(value)),
-        Condition::Keys(keys) => {
-            let key: Vec<String> = schema.key_names().into_iter().map(ident).collect();
-            let list: Vec<String> = keys.iter().map(|cursor| format!("({})", typed(schema, cursor))).collect();
-            format!("({}) IN ({})", key.join(", "), list.join(", "))
+        Condition::From { column, value } => {
+            let parts = Part::all(catalog, &facts, &[*column]).await?;
+            Ok(parts.iter().map(|part| part.compare(GREATER_EQUAL, &part.value(value))).collect())
         }
+        Condition::Keys(keys) => Ok(Keyed::of(catalog, &facts, schema, None).await?.one_of(keys)),
     }
 }
 
-/// `'text'::type` for each column of a key.
-fn typed(schema: &Schema, cursor: &Cursor) -> String {
-    let values = cursor.iter().zip(&schema.key);
-    values.map(|(text, at)| format!("{}::{}", literal(text), schema.columns[*at].source_type)).collect::<Vec<_>>().join(", ")
+fn from(facts: &TableFacts) -> String {
+    let only = if facts.partitioned { "" } else { "ONLY " };
+    format!("{only}{}.{}", ident(&facts.schema), ident(&facts.name))
+}
+
+fn gone(table: &str) -> Error {
+    Error::new(&codes::BACKFILL_TABLE, "a table or a column of it is gone")
+        .at("table", table)
+        .hint("Take it out of `tables`, or create it again and restart the connector.")
 }
 
 fn all_of(all: &[String]) -> String {

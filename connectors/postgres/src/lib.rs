@@ -38,6 +38,7 @@ mod publication;
 mod reader;
 mod rebind;
 mod relation;
+mod replica;
 mod server;
 mod session;
 mod slot;

@@ -23,6 +23,7 @@ use crate::{
     keys::Keyed,
     position::{Lsn, Place},
     relation,
+    replica::{Replica, Streamed},
     snapshot::{PrimarySnapshot, StandbySnapshot},
     wire::Cursor as Bytes,
 };
@@ -81,6 +82,8 @@ pub struct Taken {
 pub struct PostgresReader {
     settings: Arc<Settings>,
     catalog: Catalog,
+    /// Where rows are read, if that is not where the stream comes from.
+    replica: Option<Replica>,
     schemas: HashMap<String, Arc<Schema>>,
     /// Tables with a condition that so few rows meet, or that no index helps with, that it took long to find one.
     sparse: HashSet<String>,
@@ -88,13 +91,25 @@ pub struct PostgresReader {
 
 impl PostgresReader {
     /// Connects at the first request.
-    pub fn new(settings: Arc<Settings>) -> Self {
-        let catalog = Catalog::new(&settings);
-        Self { settings, catalog, schemas: HashMap::new(), sparse: HashSet::new() }
+    pub fn new(streamed: &Streamed) -> Self {
+        let settings = Arc::clone(&streamed.settings);
+        let (catalog, replica) = (Catalog::new(&settings), Replica::of(streamed));
+        Self { settings, catalog, replica, schemas: HashMap::new(), sparse: HashSet::new() }
+    }
+
+    /// Makes sure that the session is where rows are to be read.
+    async fn connect(&mut self) -> Result<()> {
+        if let Some(replica) = &mut self.replica
+            && let Some(server) = replica.connect().await?
+        {
+            self.catalog = Catalog::at(&self.settings, server);
+        }
+        Ok(())
     }
 
     /// Opens the transaction, locks the table, and only then takes the snapshot: a rewriting ALTER in between would show an empty table.
     async fn begin(&mut self, request: &ChunkRequest) -> Result<Taken> {
+        self.connect().await?;
         let (schema, name) = split_name(&request.table);
         let encoding = if self.is_unencoded().await? { "; SET LOCAL client_encoding TO 'SQL_ASCII'" } else { "" };
         let row = self.catalog.query(STANDING).await?;
@@ -112,10 +127,16 @@ impl PostgresReader {
         let rows = self.catalog.sql().await?.try_query(&lock).await?.map_err(|refused| self.unreadable(request, &refused))?;
         let row = rows.last().map(Vec::as_slice).unwrap_or_default();
         let snapshot = PrimarySnapshot::parse(cell(row, 0)).ok_or_else(|| protocol("a snapshot cannot be read"))?;
-        let barrier: Lsn = cell(row, 1).parse().map_err(|()| protocol("the server's log position cannot be read"))?;
+        let mut barrier: Lsn = cell(row, 1).parse().map_err(|()| protocol("the server's log position cannot be read"))?;
+        if let Some(replica) = self.replica.as_mut().filter(|_| !(is_standby && flag(row, 2))) {
+            return Err(replica.not_a_standby().at("table", &request.table));
+        }
         if flag(row, 2) != is_standby {
             // What the new primary writes is behind the end of what it replayed as a standby.
             return Err(waits(request, "the standby becomes the primary"));
+        }
+        if let Some(replica) = &mut self.replica {
+            barrier = replica.barrier().await?;
         }
         Ok(match before.filter(|_| is_standby || fault::variant("watermark-window")) {
             Some(replayed) => {
@@ -137,17 +158,31 @@ impl PostgresReader {
 
     async fn attempt(&mut self, request: &ChunkRequest, batch: &mut Batch) -> Result<ChunkRead> {
         let taken = self.begin(request).await?;
-        if let Some(gate) = request.gate.as_ref().and_then(|gate| gate.downcast_ref::<Ended>())
-            && let Some(waiting) = gate.waits_for(&mut self.catalog, &taken).await?
-        {
+        if let Some(waiting) = self.waits_for(request, &taken).await? {
             self.catalog.query("COMMIT").await?;
             return Ok(ChunkRead::Waiting(waiting));
         }
         let shape = self.shape(&request.table).await?;
         let end = self.rows(request, &shape, batch).await?;
         self.catalog.query("COMMIT").await?;
+        if let (Some(replica), Some(replayed)) = (&self.replica, taken.replayed) {
+            replica.raise_floor(replayed);
+        }
         let barrier = Place::at(taken.barrier).to_position();
         Ok(ChunkRead::Rows(Chunk { seen: taken.seen, barrier, end, table_id: shape.facts.oid.to_string() }))
+    }
+
+    /// What must be visible and is not.
+    async fn waits_for(&mut self, request: &ChunkRequest, taken: &Taken) -> Result<Option<String>> {
+        if let Some(gate) = request.gate.as_ref().and_then(|gate| gate.downcast_ref::<Ended>())
+            && let Some(waiting) = gate.waits_for(&mut self.catalog, taken).await?
+        {
+            return Ok(Some(waiting));
+        }
+        match (&mut self.replica, taken.replayed) {
+            (Some(replica), Some(replayed)) => replica.waits_for(replayed).await,
+            _ => Ok(None),
+        }
     }
 
     async fn shape(&mut self, table: &str) -> Result<Shape> {
@@ -250,6 +285,14 @@ impl PostgresReader {
 
     fn hang_up(&mut self) {
         self.catalog = Catalog::new(&self.settings);
+        if let Some(replica) = &mut self.replica {
+            replica.hang_up();
+        }
+    }
+
+    /// Who reads: the role needs rights.
+    fn user(&self) -> &str {
+        &self.settings.reader.as_ref().unwrap_or(&self.settings.server).user
     }
 
     fn unreadable(&self, request: &ChunkRequest, refused: &ServerError) -> Error {
@@ -257,7 +300,7 @@ impl PostgresReader {
         match refused.state.as_str() {
             "42P01" | "3F000" => gone(&request.table),
             "42501" => {
-                let (schema, name, user) = (ident(schema), ident(name), ident(&self.settings.server.user));
+                let (schema, name, user) = (ident(schema), ident(name), ident(self.user()));
                 let hint = format!("Run GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON {schema}.{name} TO {user};");
                 Error::new(&codes::PRIVILEGE, refused.text()).at("table", &request.table).hint(hint)
             }
@@ -270,7 +313,7 @@ impl PostgresReader {
     fn refused(&self, request: &ChunkRequest, refused: &ServerError) -> Error {
         let state = refused.state.as_str();
         if state == "42501" && refused.routine == "check_enable_rls" {
-            let user = ident(&self.settings.server.user);
+            let user = ident(self.user());
             return Error::new(&codes::ROW_SECURITY, "a row security policy would hide rows")
                 .at("table", &request.table)
                 .hint(format!("Run ALTER ROLE {user} BYPASSRLS; as a superuser, or take the table out of `tables`."));
@@ -390,10 +433,12 @@ impl<'a> Rows<'a> {
 #[async_trait]
 impl TableReader for PostgresReader {
     async fn gate(&mut self) -> Result<Gate> {
-        Ok(Arc::new(Ended::now(&mut self.catalog).await?))
+        let Some(replica) = &mut self.replica else { return Ok(Arc::new(Ended::now(&mut self.catalog).await?)) };
+        Ok(Arc::new(Ended::on_standby(replica.gate().await?)))
     }
 
     async fn split(&mut self, table: &str, parts: usize) -> Result<Vec<Cursor>> {
+        self.connect().await?;
         let shape = self.shape(table).await?;
         let rows = shape.facts.estimated_rows.unwrap_or(0);
         if rows < MIN_SPLIT || parts < 2 {
@@ -422,6 +467,9 @@ impl TableReader for PostgresReader {
 
     async fn close(mut self: Box<Self>) {
         self.catalog.rest().await;
+        if let Some(replica) = &mut self.replica {
+            replica.rest().await;
+        }
     }
 }
 
@@ -431,7 +479,7 @@ fn split_name(table: &str) -> (&str, &str) {
 
 /// A place right behind a page's head is where the next record begins; the last one ended before the head, and that is as far as a
 /// reader of the log gets while nothing is written.
-fn start_of_page(lsn: Lsn) -> Lsn {
+pub fn start_of_page(lsn: Lsn) -> Lsn {
     let within = lsn.0 % PAGE;
     if within <= PAGE_HEAD { Lsn(lsn.0 - within) } else { lsn }
 }

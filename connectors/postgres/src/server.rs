@@ -338,7 +338,7 @@ fn is_local(host: &Host) -> bool {
 }
 
 /// The known word with the fewest edits. The lists are short, so the plain algorithm does.
-fn closest<'a>(word: &str, known: &[&'a str]) -> &'a str {
+pub fn closest<'a>(word: &str, known: &[&'a str]) -> &'a str {
     let distance = |other: &str| {
         let mut row: Vec<usize> = (0..=other.len()).collect();
         for (i, a) in word.bytes().take(64).enumerate() {

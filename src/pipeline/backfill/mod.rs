@@ -15,6 +15,7 @@ pub mod run;
 pub mod view;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{
         Arc,
@@ -272,7 +273,7 @@ impl Backfill {
             Door::Closed | Door::Asked => {}
             Door::Known(_) | Door::Open => {
                 self.search(backfills, encoder);
-                self.dispatch();
+                self.dispatch(backfills);
             }
         }
         let standing = (self.pace.is_held(), self.waiting.clone(), self.errors.len());
@@ -317,10 +318,12 @@ impl Backfill {
     /// Every table as status shows it.
     pub fn views(&self, backfills: &BTreeMap<String, TableBackfill>) -> Vec<BackfillView> {
         let seconds = self.began.elapsed().as_secs_f64();
+        let turns = self.in_turn(backfills);
         let view = |(table, known): (&String, &TableBackfill)| {
             let rows = self.read.get(table).copied().unwrap_or(0);
             let mut view = BackfillView::new(table, known).at_rate(rows, seconds);
             if known.state == BackfillState::Running {
+                view.turn = turns.iter().position(|turn| turn == table).map(|place| place + 1);
                 view.waiting = match () {
                     () if self.pace.is_held() => Some("the stream to catch up".to_owned()),
                     () => self.waiting.clone(),
@@ -332,7 +335,16 @@ impl Backfill {
         backfills.iter().map(view).collect()
     }
 
-    fn dispatch(&mut self) {
+    /// The tables that are to be read, in the order in which they are: what somebody asked for, the config, the name.
+    fn in_turn<'a>(&self, backfills: &'a BTreeMap<String, TableBackfill>) -> Vec<&'a str> {
+        let place = |table: &str| self.options.first.iter().position(|first| first == table).unwrap_or(usize::MAX);
+        let open = backfills.iter().filter(|(_, known)| known.state == BackfillState::Running);
+        let mut tables: Vec<_> = open.map(|(table, known)| (Reverse(known.first), place(table), table.as_str())).collect();
+        tables.sort_unstable();
+        tables.into_iter().map(|(_, _, table)| table).collect()
+    }
+
+    fn dispatch(&mut self, backfills: &BTreeMap<String, TableBackfill>) {
         let floor = self.newest.clone();
         while self.desk.has_room(self.ready.len())
             && let Some(job) = self.refresh.as_mut().and_then(|refresh| refresh.next_job(self.tickets + 1, floor.as_ref()))
@@ -341,13 +353,11 @@ impl Backfill {
             let job = self.within_limits(job);
             self.desk.start(job);
         }
+        let tables = self.in_turn(backfills);
         while self.pace.allows() && self.desk.has_room(self.ready.len()) && (self.desk.is_short() || !self.pace.is_limited()) {
-            let order = |table: &str| self.options.first.iter().position(|first| first == table).unwrap_or(usize::MAX);
-            let mut tables: Vec<&String> = self.runs.keys().collect();
-            tables.sort_by_key(|table| order(table));
             let next = tables
-                .into_iter()
-                .find_map(|table| self.runs[table].next_job(table, self.tickets + 1))
+                .iter()
+                .find_map(|table| self.runs.get(*table)?.next_job(table, self.tickets + 1))
                 .map(|job| self.within_limits(job));
             let Some(job) = next else { return };
             self.tickets += 1;

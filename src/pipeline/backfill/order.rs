@@ -43,6 +43,9 @@ pub struct Request {
     /// Also put tombstones where the topic has keys that the table does not have.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reconcile: bool,
+    /// Read this table before the others, also if it is being read already.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub first: bool,
 }
 
 /// See [`Request::action`].
@@ -68,6 +71,7 @@ pub struct Order {
     filter: Option<String>,
     estimated: Option<u64>,
     reconcile: bool,
+    first: bool,
 }
 
 /// Tells whoever asked.
@@ -114,11 +118,16 @@ impl Request {
                 .at("table", &self.table)
                 .hint("Leave out the condition, or leave out --reconcile."));
         }
+        if self.first && matches!(self.action, Action::Pause | Action::Cancel) {
+            return Err(Error::new(&codes::BACKFILL_REFUSED, "what is not to be read cannot be read first")
+                .at("table", &self.table)
+                .hint("Leave out `first`, or resume the table with it."));
+        }
         let mut filters: Vec<String> = self.condition.iter().cloned().collect();
         match (&self.column, &self.from) {
             (Some(column), Some(from)) => {
                 known_column(&table.schema, column)?;
-                filters.push(connector.condition(&table.schema, &Condition::From { column, value: from })?);
+                filters.push(connector.condition(&table.schema, &Condition::From { column, value: from }).await?);
             }
             (None, None) => {}
             _ => {
@@ -130,7 +139,7 @@ impl Request {
         if !self.keys.is_empty() {
             let keys =
                 self.keys.iter().enumerate().map(|(at, key)| cursor(&table.schema, key, at + 1)).collect::<Result<Vec<_>>>()?;
-            filters.push(connector.condition(&table.schema, &Condition::Keys(&keys))?);
+            filters.push(connector.condition(&table.schema, &Condition::Keys(&keys)).await?);
         }
         let filter = match filters.as_slice() {
             [] => None,
@@ -143,7 +152,8 @@ impl Request {
                 .hint("Split the file of keys, or give a condition that selects the same rows."));
         }
         let estimated = table.estimated_rows.filter(|_| filter.is_none());
-        Ok(Order { table: self.table.clone(), action: self.action, filter, estimated, reconcile: self.reconcile })
+        let (table, action, reconcile, first) = (self.table.clone(), self.action, self.reconcile, self.first);
+        Ok(Order { table, action, filter, estimated, reconcile, first })
     }
 }
 
@@ -160,14 +170,20 @@ impl Order {
         let refuse = |what: &str, hint: &str| {
             Err(Error::new(&codes::BACKFILL_REFUSED, what).at("table", &self.table).hint(hint.replace("TABLE", &self.table)))
         };
+        let first = self.first.then_some((place.era, place.seq));
+        let is_plain = self.filter.is_none() && !self.reconcile;
         match (self.action, known.state) {
+            (Action::Start, Running | Paused) if self.first && is_plain => {
+                known.first = first;
+                Ok(())
+            }
             (Action::Start, Running | Paused) => refuse(
                 "the table is being read already",
                 "Wait until it is done, or give it up with `headwater backfill CONNECTOR TABLE --cancel`.",
             ),
             (Action::Start, _) => {
                 let reconcile = self.reconcile.then_some((place.era, place.seq));
-                *known = TableBackfill { filter: self.filter.clone(), estimated: self.estimated, reconcile, ..fresh() };
+                *known = TableBackfill { filter: self.filter.clone(), estimated: self.estimated, reconcile, first, ..fresh() };
                 Ok(())
             }
             (Action::Pause, Running | Paused) => {
@@ -176,6 +192,7 @@ impl Order {
             }
             (Action::Resume, Running | Paused) => {
                 known.state = Running;
+                known.first = first.or(known.first);
                 Ok(())
             }
             (Action::Cancel, Running | Paused | Cancelled) => {
@@ -236,7 +253,7 @@ mod tests {
     use super::*;
 
     fn order(action: Action) -> Order {
-        Order { table: "public.t".into(), action, filter: None, estimated: None, reconcile: false }
+        Order { table: "public.t".into(), action, filter: None, estimated: None, reconcile: false, first: false }
     }
 
     #[test]

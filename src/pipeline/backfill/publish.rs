@@ -80,7 +80,7 @@ impl Backfill {
         if known.table_id.as_ref().is_some_and(|id| *id != ready.chunk.table_id) {
             tracing::warn!(table = ready.table, "the table is another one than the one that was read so far; beginning anew");
             let reconcile = known.reconcile.or(Some((progress_place.era, progress_place.seq))).filter(|_| known.filter.is_none());
-            *known = TableBackfill { filter: known.filter.take(), reconcile, ..fresh() };
+            *known = TableBackfill { filter: known.filter.take(), reconcile, first: known.first, ..fresh() };
             *run = Run::new(run.topic, known);
             self.drop_strays();
             return Ok(Emitted::Discarded);
@@ -203,6 +203,7 @@ fn finish(known: &mut TableBackfill) -> bool {
         return false;
     }
     known.state = BackfillState::Done;
+    known.first = None;
     known.finished_at = Some(now_text());
     true
 }

@@ -12,6 +12,8 @@ pub struct BackfillView {
     pub table: String,
     /// What is done about its rows.
     pub state: BackfillState,
+    /// Its place in the order in which tables are read, from 1; none if it is not to be read now.
+    pub turn: Option<usize>,
     /// Rows read.
     pub rows: u64,
     /// Of those, rows that became events.
@@ -38,6 +40,7 @@ impl BackfillView {
         Self {
             table: table.to_owned(),
             state: known.state,
+            turn: None,
             rows: known.rows,
             published: known.published,
             buried: known.buried,

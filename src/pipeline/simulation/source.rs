@@ -139,7 +139,7 @@ impl SourceConnector for ModelConnector {
         false
     }
 
-    fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
+    async fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
         Err(lost("the model knows no conditions"))
     }
 
