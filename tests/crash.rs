@@ -1,7 +1,7 @@
 //! The crash sweep: the real daemon dies at every named point, at its first hit and at a later one, on both logs, and what the
 //! topics hold afterwards is judged by the kill test's oracle and checker.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use headwater_connector::fault::{POINTS, VARIANTS};
 
@@ -134,10 +134,10 @@ fn sweep_of_creations(home: &Home, tail: &dyn Fn(&str) -> Vec<Record>) {
     let database = server.database();
     let prefix = &database.name;
     database.sql("CREATE TABLE public.made (id int PRIMARY KEY)");
-    let mut rows = 0;
-    let mut insert = || {
-        rows += 1;
-        database.sql(&format!("INSERT INTO public.made VALUES ({rows})"));
+    let rows = Cell::new(0);
+    let insert = || {
+        rows.set(rows.get() + 1);
+        database.sql(&format!("INSERT INTO public.made VALUES ({})", rows.get()));
     };
     insert();
     let mut made = Vec::new();
@@ -163,13 +163,24 @@ fn sweep_of_creations(home: &Home, tail: &dyn Fn(&str) -> Vec<Record>) {
         made.iter().for_each(|name| drop(daemon.wait_caught_up(name)));
         insert();
         made.iter().for_each(|name| drop(daemon.wait_caught_up(name)));
+        // Rows that were there before are read beside the stream.
+        for name in &made {
+            wait_until(&format!("every row in {name}.made"), PATIENCE, || match home.tail(&format!("{name}.made")).len() {
+                few if few < rows.get() => Err(format!("{few} of {}", rows.get())),
+                _ => Ok(()),
+            });
+        }
         assert_eq!(daemon.terminate(), Some(0), "an orderly stop after {fault}");
     }
-    let expected: Vec<u32> = (1..=rows).collect();
+    let expected: Vec<usize> = (1..=rows.get()).collect();
     for name in &made {
-        let records = tail(&format!("{name}.made"));
-        let mut ids: Vec<u32> =
-            records.iter().map(|record| record.column("id").expect("an id").to_string()).map(number).collect();
+        // Old rows may come after the daemon has caught up, and a reader may give up before the first record on a busy machine.
+        let mut ids = wait_until(&format!("every row in {name}.made"), PATIENCE, || {
+            let records = tail(&format!("{name}.made"));
+            let id = |record: &Record| number(record.column("id").expect("an id").to_string()) as usize;
+            let ids: Vec<usize> = records.iter().map(id).collect();
+            if ids.len() < expected.len() { Err(format!("{ids:?}")) } else { Ok(ids) }
+        });
         ids.sort_unstable();
         assert_eq!(ids, expected, "{name}");
     }
