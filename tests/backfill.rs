@@ -4,6 +4,7 @@ mod kills;
 mod orders;
 mod refresh;
 mod standby;
+mod strays;
 
 use std::{collections::BTreeMap, thread};
 

@@ -115,7 +115,8 @@ impl From<BackfillWords> for BackfillOptions {
     }
 }
 
-/// Which transactions a snapshot saw. What one snapshot saw, every later one of the same server sees too.
+/// Which transactions a snapshot saw. What one snapshot saw, every later one of all readers of the open source sees too: a
+/// connector whose readers are on a server of their own sees to that.
 pub trait Snapshot: Send + Sync {
     /// Whether the transaction with this [id](crate::TransactionInfo) was visible. In doubt the answer is no: a row is then left out
     /// for which there is an event at least as new.

@@ -273,6 +273,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_already_is_put_first_and_goes_on_as_it_was() {
+        let place = Place { era: 1, seq: 9 };
+        let first = |action| Order { first: true, ..order(action) };
+        for state in [BackfillState::Running, BackfillState::Paused] {
+            let mut known = TableBackfill { state, rows: 7, ..fresh() };
+            first(Action::Start).apply(&mut known, place).unwrap();
+            assert_eq!((known.state, known.rows, known.first), (state, 7, Some((1, 9))));
+            Order { filter: Some("x".into()), ..first(Action::Start) }.apply(&mut known, place).unwrap_err();
+            Order { reconcile: true, ..first(Action::Start) }.apply(&mut known, place).unwrap_err();
+            order(Action::Resume).apply(&mut known, Place { era: 1, seq: 10 }).unwrap();
+            assert_eq!(known.first, Some((1, 9)), "it stays where it was put");
+        }
+    }
+
+    #[test]
     fn a_bad_key_names_its_line() {
         let column = |name: &str, r#type| Column { name: name.into(), r#type, source_type: "x".into(), nullable: false };
         let columns = vec![column("v", Type::String), column("a", Type::Int64), column("b", Type::String)];
