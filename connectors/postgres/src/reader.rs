@@ -115,7 +115,11 @@ impl PostgresReader {
         let row = self.catalog.query(STANDING).await?;
         let row = row.first().map(Vec::as_slice).unwrap_or_default();
         let (is_standby, before) = (flag(row, 0), cell(row, 1).parse::<Lsn>().ok());
-        let end = if is_standby { "pg_last_wal_replay_lsn()" } else { "pg_current_wal_insert_lsn()" };
+        // A standby shows a commit an instant before it counts it as replayed; it has received it by then.
+        let end = match is_standby {
+            true => "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())",
+            false => "pg_current_wal_insert_lsn()",
+        };
         let order = if request.keys.is_none() { IN_ORDER } else { "SET LOCAL enable_sort = on" };
         // Partitions are locked with their table, which has no rows of its own; so are tables that inherit, which are not read.
         let lock = format!(
