@@ -2,7 +2,7 @@
 //!
 //! Which keys these are stands in a topic of its own, in the same log transactions as their events, so that no death forgets one. They are
 //! looked up in small batches by the rules of every row that is read; a key that a transaction touched which the snapshot does not see is
-//! looked up again later.
+//! looked up again later. Of those, [`hot`](super::hot) keeps the newest row, so that none waits for a pause of its writers.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
