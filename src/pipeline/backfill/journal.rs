@@ -17,6 +17,29 @@ const SETTLED_LIMIT: usize = 4 << 20;
 /// In a key's length: its event lacks columns, so that the row is still worth reading.
 const PARTIAL: u32 = 1 << 31;
 
+#[cfg(not(test))]
+const fn limit() -> usize {
+    LIMIT
+}
+
+#[cfg(test)]
+fn limit() -> usize {
+    trial::LIMIT.get()
+}
+
+/// What the simulation makes smaller for the journals of its thread, or breaks.
+#[cfg(test)]
+pub mod trial {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Bytes of keys.
+        pub static LIMIT: Cell<usize> = const { Cell::new(super::LIMIT) };
+        /// Whether keys that find no room are forgotten, and no mark is made.
+        pub static FORGETS: Cell<bool> = const { Cell::new(false) };
+    }
+}
+
 /// See the module's page.
 pub struct Journal {
     entries: VecDeque<Entry>,
@@ -69,7 +92,7 @@ impl Superseded<'_> {
 impl Default for Journal {
     fn default() -> Self {
         let (entries, settled) = (VecDeque::new(), HashMap::new());
-        Self { entries, watched: Vec::new(), bytes: 0, limit: LIMIT, next: 0, settled, settled_bytes: 0 }
+        Self { entries, watched: Vec::new(), bytes: 0, limit: limit(), next: 0, settled, settled_bytes: 0 }
     }
 }
 
@@ -99,6 +122,10 @@ impl Journal {
         let full = self.bytes + key.len() + 4 > self.limit;
         let touched = self.of(topic, transaction);
         let Some(keys) = &mut touched.keys else { return };
+        #[cfg(test)]
+        if full && trial::FORGETS.get() {
+            return;
+        }
         if full {
             let freed = keys.len();
             touched.keys = None;

@@ -105,6 +105,7 @@ fn wanted(rows: &Rows, table: usize, request: &ChunkRequest) -> Vec<(u32, Row)> 
         request.after.as_ref().is_none_or(|after| key > after)
             && request.until.as_ref().is_none_or(|until| key <= until)
             && request.keys.as_ref().is_none_or(|keys| keys.contains(key))
+            && request.filter.as_ref().is_none_or(|keys| keys.split(' ').any(|one| one == key[0]))
     };
     let rows = rows.0.iter().filter(|((of, key), _)| *of == table && is_wanted(&cursor(*key)));
     let mut rows: Vec<(u32, Row)> = rows.map(|((_, key), row)| (*key, *row)).collect();
@@ -159,6 +160,14 @@ impl TableReader for ModelReader {
         }
         if is_rewritten && self.world.variant == Variant::SnapshotBeforeLock {
             rows.clear();
+        }
+        let cut_short = match self.world.variant {
+            Variant::KeysCutShort => request.filter.is_some(),
+            Variant::RefreshCutShort => request.keys.is_some(),
+            _ => false,
+        };
+        if cut_short {
+            rows.pop();
         }
         let barrier = match self.world.variant {
             Variant::BarrierBeforeSnapshot => before.end,
