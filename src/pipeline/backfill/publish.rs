@@ -99,6 +99,8 @@ impl Backfill {
             return Ok(Emitted::Discarded);
         }
         if run.is_burial(ready.ticket) {
+            // That a newer event of a key was published says nothing about the row: what emptied the table names no key.
+            let superseded = self.journal.unseen(run.topic, &*ready.chunk.seen);
             let present: HashSet<Vec<u8>> = encoder.keys(&ready.batch)?.into_iter().collect();
             let keys = run.looked_up(ready.ticket);
             let gone = keys.iter().map(Vec::as_slice).filter(|key| !present.contains(*key) && !superseded.holds(key));

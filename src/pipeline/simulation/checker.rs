@@ -23,6 +23,8 @@ pub struct How {
     pub end: End,
     /// Keys that an operator asked for: table, key, and whether that is durable.
     pub asked: Vec<(usize, u32, bool)>,
+    /// Partitions of each topic.
+    pub partitions: u32,
 }
 
 /// The whole check: events equal to the history behind the first position, and an unbroken chain of checkpoints. After a
@@ -64,8 +66,8 @@ fn against(
     data: &[&Appended],
     how: &How,
 ) -> Result<Found, String> {
-    let actual: Vec<String> = data.iter().filter(|one| !ledger::is_read(one)).map(|one| line(one)).collect();
-    let mut expected = expected(history, start);
+    let actual: Vec<String> = data.iter().filter(|one| !ledger::is_own(one)).map(|one| line(one)).collect();
+    let mut expected = expected(history, start, how.partitions);
     if how.end == End::Lost {
         expected.truncate(actual.len());
     }
@@ -78,9 +80,9 @@ fn against(
 }
 
 /// What a history publishes from a place on.
-fn expected(history: &[Arc<Transaction>], start: Lsn) -> Vec<String> {
+fn expected(history: &[Arc<Transaction>], start: Lsn, partitions: u32) -> Vec<String> {
     let behind = history.iter().filter(|one| one.commit >= start);
-    behind.flat_map(|one| one.steps.iter().flat_map(|step| events(step, one.xid))).collect()
+    behind.flat_map(|one| one.steps.iter().flat_map(|step| events(step, one.xid, partitions))).collect()
 }
 
 fn is_data(one: &Appended) -> bool {
@@ -144,11 +146,15 @@ fn schemas_come_first(records: &[Appended]) -> Result<(), String> {
 }
 
 /// What a step publishes, in the words of [`line`].
-fn events(step: &Step, tx: u64) -> Vec<String> {
+fn events(step: &Step, tx: u64, partitions: u32) -> Vec<String> {
     if step.table == FILTERED || step.op == Op::Read {
         return Vec::new();
     }
     let topic = TOPICS[step.table];
+    if step.op == Op::Truncate {
+        let event = format!(r#"{topic} {{"hw.truncate":true}} null t {tx}@model"#);
+        return vec![event; partitions as usize];
+    }
     let event = |op: &str, key: u32, value: Option<u32>| {
         let value = match value {
             None => "null".to_owned(),

@@ -28,7 +28,11 @@ struct Key {
     reads: u32,
     /// Whether the newest event lacks the large value.
     lacks: bool,
+    /// How often its table was emptied so far.
+    emptied: u32,
 }
+
+type Keys = BTreeMap<(usize, u32), Key>;
 
 /// Rows that were read.
 #[derive(Default)]
@@ -37,6 +41,23 @@ pub struct Found {
     pub rows: u64,
     /// Those whose event before lacked something.
     pub refreshed: u64,
+    /// Tables that were emptied.
+    pub truncates: u64,
+    /// Keys that got a tombstone because the table does not have them.
+    pub buried: u64,
+}
+
+/// Whether an event is none of the stream's: a row that was read, or a tombstone of a key that was looked up.
+pub fn is_own(one: &Appended) -> bool {
+    is_read(one) || is_burial(one)
+}
+
+fn is_burial(one: &Appended) -> bool {
+    header(one, "hw.op") == b"d" && header(one, "hw.tx").is_empty()
+}
+
+fn is_truncate(one: &Appended) -> bool {
+    header(one, "hw.op") == b"t"
 }
 
 /// Whether an event shows a row that was read.
@@ -45,14 +66,24 @@ pub fn is_read(one: &Appended) -> bool {
 }
 
 /// The keys' histories from the first position on.
-fn keys(rows: &Rows, history: &[&Transaction], start: Lsn) -> BTreeMap<(usize, u32), Key> {
+///
+/// With them, for each truncate in its order, the keys that it removed.
+fn keys(rows: &Rows, history: &[&Transaction], start: Lsn) -> (Keys, Vec<Vec<(usize, u32)>>) {
+    let mut truncates = Vec::new();
     let (before, behind): (Vec<&Transaction>, Vec<&Transaction>) = history.iter().partition(|one| one.commit < start);
     let mut rows = rows.after(before.into_iter());
-    let mut keys: BTreeMap<(usize, u32), Key> = BTreeMap::new();
+    let mut keys = Keys::new();
     for (place, row) in &rows.0 {
         keys.entry(*place).or_default().states.push(vec![Some(*row)]);
     }
     for step in behind.into_iter().flat_map(|one| &one.steps) {
+        if step.op == Op::Truncate {
+            let gone: Vec<(usize, u32)> = rows.0.keys().copied().filter(|(table, _)| *table == step.table).collect();
+            gone.iter().for_each(|place| keys.get_mut(place).expect("a row has a history").states.push(vec![None]));
+            rows.apply(step);
+            truncates.push(gone);
+            continue;
+        }
         rows.apply(step);
         if step.op == Op::Read {
             for (place, row) in rows.0.iter().filter(|((table, _), _)| *table == step.table) {
@@ -69,7 +100,7 @@ fn keys(rows: &Rows, history: &[&Transaction], start: Lsn) -> BTreeMap<(usize, u
             states.push(vec![rows.0.get(&(step.table, key)).copied()]);
         }
     }
-    keys
+    (keys, truncates)
 }
 
 fn touched(step: &Step) -> impl Iterator<Item = u32> {
@@ -78,7 +109,8 @@ fn touched(step: &Step) -> impl Iterator<Item = u32> {
 
 /// The events of both kinds, in the order of the log, against a history. Rows that were read.
 pub fn check(rows: &Rows, history: &[&Transaction], start: Lsn, data: &[&Appended], how: &How) -> Result<Found, String> {
-    let mut keys = keys(rows, history, start);
+    let (mut keys, truncates) = keys(rows, history, start);
+    let (mut truncates, mut copies) = (truncates.into_iter(), 0);
     let mut found = Found::default();
     let mut asked: BTreeMap<(usize, u32), (u32, bool)> = BTreeMap::new();
     for (table, key, is_durable) in &how.asked {
@@ -87,8 +119,23 @@ pub fn check(rows: &Rows, history: &[&Transaction], start: Lsn, data: &[&Appende
     }
     let once = u32::from(how.mode == BackfillMode::Initial);
     for one in data {
+        if is_truncate(one) {
+            copies += 1;
+            if copies % how.partitions == 1 % how.partitions {
+                found.truncates += 1;
+                empty(&mut keys, &truncates.next().ok_or("a truncate too many")?, one);
+            }
+            continue;
+        }
         let (place, row) = event(one)?;
         let key = keys.get_mut(&place).ok_or_else(|| format!("{place:?} was never a row: {one:?}"))?;
+        if is_burial(one) {
+            found.buried += 1;
+            if key.emptied == 0 || key.states.get(key.at) != Some(&vec![None]) {
+                return Err(format!("{place:?} got a tombstone and is a row after {} changes: {:?}", key.at, key.states));
+            }
+            continue;
+        }
         if !is_read(one) {
             (key.at, key.rewritten) = (key.at + 1, 0);
             key.lacks = row.is_some_and(|(_, big)| big.is_none());
@@ -109,7 +156,7 @@ pub fn check(rows: &Rows, history: &[&Transaction], start: Lsn, data: &[&Appende
             let what = format!("{place:?} is {row:?} after {} of {} changes: {:?}", key.at, key.states.len() - 1, key.states);
             return Err(format!("a row that was read is not as the events before it (I10): {what}"));
         }
-        let often = once + asked.get(&place).map_or(0, |(count, _)| *count);
+        let often = once * (1 + key.emptied) + asked.get(&place).map_or(0, |(count, _)| *count);
         if !is_refresh && key.reads > often {
             return Err(format!("{place:?} was read {} times (I10)", key.reads));
         }
@@ -123,6 +170,16 @@ pub fn check(rows: &Rows, history: &[&Transaction], start: Lsn, data: &[&Appende
         }
     }
     Ok(found)
+}
+
+/// A table was emptied: these were its rows.
+fn empty(keys: &mut Keys, gone: &[(usize, u32)], one: &Appended) {
+    for place in gone {
+        let Some(key) = keys.get_mut(place) else { continue };
+        (key.at, key.rewritten, key.lacks) = (key.at + 1, 0, false);
+    }
+    let emptied = |place: &(usize, u32)| TOPICS.get(place.0).is_some_and(|topic| **topic == *one.topic);
+    keys.iter_mut().filter(|(place, _)| emptied(place)).for_each(|(_, key)| key.emptied += 1);
 }
 
 type Content = (u32, Option<u32>);
@@ -146,9 +203,14 @@ pub fn end_state(
     data: &[&Appended],
     &How { mode, refreshes, .. }: &How,
 ) -> Result<(), String> {
-    let keys = keys(rows, history, start);
+    let (keys, _) = keys(rows, history, start);
     let mut last = BTreeMap::new();
     for one in data {
+        if is_truncate(one) {
+            // Whoever reads no rows leaves it at that.
+            last.retain(|(table, _), _| mode == BackfillMode::Initial || TOPICS[*table] != &*one.topic);
+            continue;
+        }
         let (place, row) = event(one)?;
         last.insert(place, row);
     }
@@ -177,7 +239,7 @@ pub fn end_state(
 }
 
 /// How far tables are read only grows, counts exactly what is published, and ends once.
-pub fn progress(records: &[Appended], &How { mode, refreshes, end, ref asked }: &How) -> Result<(), String> {
+pub fn progress(records: &[Appended], &How { mode, refreshes, end, ref asked, .. }: &How) -> Result<(), String> {
     let mut tables: BTreeMap<&str, (u64, Json)> = CAPTURED.into_iter().map(|name| (name, (0, Json::Null))).collect();
     let (mut newest, mut is_changed): (&[u8], bool) = (b"", false);
     for one in records {
@@ -200,9 +262,11 @@ pub fn progress(records: &[Appended], &How { mode, refreshes, end, ref asked }: 
         let state: Json = serde_json::from_slice(value).map_err(|error| error.to_string())?;
         for (name, (published, known)) in &mut tables {
             let new = &state["backfills"][*name];
-            if new["state"] == "running" && (known["state"] == "done" || known["state"] == "skipped") {
+            let is_anew = new["reconcile"].is_array() && new["reconcile"] != known["reconcile"];
+            if new["state"] == "running" && (is_anew || known["state"] == "done" || known["state"] == "skipped") {
+                let is_emptied = new["reconcile"].is_array();
                 let is_asked = asked.iter().any(|(table, ..)| CAPTURED[*table] == *name) && new["filter"].is_string();
-                if !is_asked {
+                if !is_asked && !is_emptied {
                     return Err(format!("{name} is read again, and nobody asked for it: {known} became {new}"));
                 }
                 (*published, *known) = (0, Json::Null);

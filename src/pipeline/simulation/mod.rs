@@ -133,6 +133,8 @@ pub enum Variant {
     KeysCutShort,
     /// As above, of rows that lack columns.
     RefreshCutShort,
+    /// Takes a key that a look-up does not see for one that the table does not have.
+    BuryUnseen,
     /// Forgets keys for which the journal has no room.
     OverflowForgets,
 }
@@ -171,13 +173,17 @@ struct Tally {
     refreshed: u64,
     /// Look-ups of keys.
     looked_up: u64,
+    /// Tables that were emptied, and keys that got a tombstone after it.
+    truncates: u64,
+    buried: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 20] {
+    fn fields(&mut self) -> [&mut u64; 22] {
         let Self { crashes, fenced, thawed, lost_answers, twins, timeouts, .. } = self;
         let Self { partial_resumes, orphans, regressions, failovers, lost_stops, .. } = self;
         let Self { chunks, gaps, gates, rewrites, reader_faults, rows, orders, refreshed, looked_up, .. } = self;
+        let Self { truncates, buried, .. } = self;
         [
             crashes,
             fenced,
@@ -199,6 +205,8 @@ impl Tally {
             orders,
             refreshed,
             looked_up,
+            truncates,
+            buried,
         ]
     }
 }
@@ -300,7 +308,11 @@ fn simulate(seed: u64, lie: Lie, variant: Variant) -> Result<Tally, String> {
     }
     let found = checker::check(&run.server, &run.broker, &run.how(end))?;
     run.world.tally().rows += found.rows;
-    run.world.tally().refreshed += found.refreshed;
+    let mut tally = run.world.tally();
+    tally.refreshed += found.refreshed;
+    tally.truncates += found.truncates;
+    tally.buried += found.buried;
+    drop(tally);
     Ok(*run.world.tally())
 }
 

@@ -133,7 +133,8 @@ impl Run {
     /// What the checker must know.
     pub fn how(&self, end: End) -> How {
         let asked = self.world.asked.lock().unwrap().clone();
-        How { mode: self.mode, refreshes: self.refreshes, end, asked }
+        let partitions = self.events.partitions.unwrap_or(1);
+        How { mode: self.mode, refreshes: self.refreshes, end, asked, partitions }
     }
 
     /// One process: its own writer id and its own memory.

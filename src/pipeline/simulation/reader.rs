@@ -82,8 +82,9 @@ impl ModelReader {
         found.filter(|table| *table != FILTERED).ok_or_else(|| lost("a table that is not captured was asked for"))
     }
 
-    fn snapshot(&self, seen: &Seen, before: &Seen) -> Arc<dyn Snapshot> {
+    fn snapshot(&self, seen: &Seen, before: &Seen, request: &ChunkRequest) -> Arc<dyn Snapshot> {
         match self.world.variant {
+            Variant::BuryUnseen if request.keys.is_some() => Arc::new(Everything),
             Variant::LogOrder => Arc::new(InTheLog {
                 ends: self.server.history().iter().map(|one| (one.xid, one.end)).collect(),
                 watermark: before.end,
@@ -183,7 +184,7 @@ impl TableReader for ModelReader {
         self.push(batch, table, &rows);
         self.world.tally().chunks += 1;
         let barrier = Place { base: barrier, partial: None }.to_position();
-        Ok(ChunkRead::Rows(Chunk { seen: self.snapshot(&seen, &before), barrier, end, table_id: table.to_string() }))
+        Ok(ChunkRead::Rows(Chunk { seen: self.snapshot(&seen, &before, request), barrier, end, table_id: table.to_string() }))
     }
 
     async fn close(self: Box<Self>) {}

@@ -290,6 +290,9 @@ impl ModelSource {
 
 fn push(batch: &mut Batch, schema: &Arc<Schema>, step: &Step, ordinal: u64) {
     let index = batch.schema_index(schema);
+    if step.op == Op::Truncate {
+        return batch.push_change(Op::Truncate, index, ordinal, Before::None, None);
+    }
     let mut row = |key: u32, values: [Value<'_>; 2]| {
         let start = batch.begin_row();
         batch.push(Value::Uint(key.into()));

@@ -52,6 +52,9 @@ impl Rows {
             }
             return;
         }
+        if step.op == Op::Truncate {
+            return self.0.retain(|(table, _), _| *table != step.table);
+        }
         let old = self.0.remove(&(step.table, step.old_key.unwrap_or(step.key)));
         if step.op != Op::Delete {
             let big = old.filter(|_| !step.is_whole).map_or(step.version, |old| old.big);
@@ -93,7 +96,12 @@ impl Writer {
     }
 
     pub fn transaction(&mut self, rng: &mut Rng) -> Written {
-        let count = if rng.u32(0..10) == 0 { rng.usize(20..90) } else { rng.usize(0..8) };
+        let count = match rng.u32(0..20) {
+            0 | 1 => rng.usize(20..90),
+            2 => 0,
+            3 | 4 if self.hot.is_some() => 0,
+            _ => rng.usize(0..8),
+        };
         // Rows may have been written before the commit in front of ours: then the two commit records touch.
         let adjacent = rng.bool();
         let mut lsn = if adjacent { self.lsn.saturating_sub(8 * count as Lsn) } else { self.lsn };
@@ -106,10 +114,10 @@ impl Writer {
             steps.extend(self.step(rng, lsn));
         }
         lsn += 8;
-        match rng.u32(0..12) {
-            0 if steps.is_empty() => steps.extend(self.rewrite(rng, lsn)),
-            1..9 => steps.extend(self.hot_step(lsn)),
-            _ => lsn -= 8,
+        match rng.u32(0..6) {
+            0..3 if count == 0 => steps.extend(self.whole_table(rng, lsn)),
+            5 => lsn -= 8,
+            _ => steps.extend(self.hot_step(lsn)),
         }
         let other_traffic = if adjacent { 0 } else { rng.u64(0..3) * 8 };
         let commit = if adjacent { self.lsn } else { lsn + other_traffic };
@@ -126,7 +134,7 @@ impl Writer {
         let (lag, until) = match rng.u32(0..10) {
             0..=4 => return Duration::ZERO,
             5..=8 => {
-                let others = rng.u32(1..12);
+                let others = if self.hot.is_some() { 1 } else { rng.u32(1..12) };
                 (self.pace * others, self.count + others as usize)
             }
             _ if steps.len() < 6 && self.hot.is_none() => (Duration::from_millis(rng.u64(0..3_000)), NEVER),
@@ -137,14 +145,15 @@ impl Writer {
         lag
     }
 
-    /// Rewrites a table of which nobody holds a row.
-    fn rewrite(&mut self, rng: &mut Rng, lsn: Lsn) -> Option<Step> {
-        let table = rng.usize(0..FILTERED);
+    /// Rewrites or empties a table of which nobody holds a row.
+    fn whole_table(&mut self, rng: &mut Rng, lsn: Lsn) -> Option<Step> {
+        let table = self.hot.map_or_else(|| rng.usize(0..FILTERED), |(table, _)| table);
         if self.locked.iter().any(|((of, _), until)| *of == table && *until > self.count) {
             return None;
         }
         self.version += 1;
-        let step = Step { table, op: Op::Read, key: 0, old_key: None, version: self.version, is_whole: true, lsn };
+        let op = if self.hot.is_none() && rng.bool() { Op::Truncate } else { Op::Read };
+        let step = Step { table, op, key: 0, old_key: None, version: self.version, is_whole: true, lsn };
         self.rows.apply(&step);
         Some(step)
     }

@@ -7,7 +7,7 @@ use super::{Lie, Variant, search, simulate};
 /// Seeds within which each must be caught: far fewer than an ordinary run has.
 const SEEDS: u64 = 2_000;
 
-const VARIANTS: [Variant; 31] = [
+const VARIANTS: [Variant; 32] = [
     Variant::ResumeFromEndPlusOne,
     Variant::ConfirmBeforeCommit,
     Variant::IgnoreSendError,
@@ -38,6 +38,7 @@ const VARIANTS: [Variant; 31] = [
     Variant::ForgetPending,
     Variant::KeysCutShort,
     Variant::RefreshCutShort,
+    Variant::BuryUnseen,
     Variant::OverflowForgets,
 ];
 
