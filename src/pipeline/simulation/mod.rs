@@ -125,8 +125,6 @@ pub enum Variant {
     ProgressFirst,
     /// Takes the snapshot before the table is locked.
     SnapshotBeforeLock,
-    /// Takes a table that was rewritten for the one that it was.
-    SameDescription,
     /// Forgets at each start which rows lack columns.
     ForgetPending,
     /// Answers a look-up with some of the keys as if it were all.

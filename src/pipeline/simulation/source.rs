@@ -235,9 +235,7 @@ impl ModelSource {
         for (ordinal, step) in steps.iter().enumerate().skip(skip) {
             if step.op == Op::Read {
                 // The table was rewritten; the next change brings its description again.
-                if self.world.variant != Variant::SameDescription {
-                    self.schemas[step.table] = Arc::new(Schema::clone(&self.schemas[step.table]));
-                }
+                self.schemas[step.table] = Arc::new(Schema::clone(&self.schemas[step.table]));
             } else if step.table != FILTERED {
                 push(batch, &self.schemas[step.table], step, ordinal as u64);
             }
