@@ -1,5 +1,6 @@
 //! Rows that are there before the connector is: each arrives, none is stale, whatever is written or killed meanwhile.
 
+mod hot;
 mod kills;
 mod orders;
 mod refresh;

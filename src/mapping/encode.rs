@@ -1,10 +1,6 @@
 //! A batch of changes becomes the records of one log transaction.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    io::Write,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io::Write, sync::Arc};
 
 use headwater_connector::{Batch, Before, Change, Error, Kind, Op, Result, Row, Schema, codes as contract, fault, json};
 
@@ -193,16 +189,16 @@ impl Encoder {
         Ok(encoded)
     }
 
-    /// The keys of all rows of a batch, as the topic has them.
-    pub fn keys(&mut self, batch: &Batch) -> Result<HashSet<Vec<u8>>> {
+    /// The keys of all rows of a batch, as the topic has them, in the order of the rows.
+    pub fn keys(&mut self, batch: &Batch) -> Result<Vec<Vec<u8>>> {
         let schemas = self.compile_all(batch)?;
-        let mut keys = HashSet::with_capacity(batch.changes().len());
+        let mut keys = Vec::with_capacity(batch.changes().len());
         for change in batch.changes() {
             let compiled = &self.compiled[schemas[change.schema as usize]];
             let row = change.after.ok_or_else(|| no_key(&compiled.source, "a row that was read has no columns"))?;
             let mut key = Vec::new();
             compiled.key.write(&mut key, batch, &compiled.source, row)?;
-            keys.insert(key);
+            keys.push(key);
         }
         Ok(keys)
     }

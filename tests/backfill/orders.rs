@@ -314,3 +314,32 @@ fn a_truncate_that_is_accepted_buries_the_keys() {
     );
     assert_eq!(daemon.terminate(), Some(0));
 }
+
+#[test]
+fn a_row_that_changed_before_its_table_was_emptied_is_buried_like_the_others() {
+    let server = Postgres::shared();
+    let database = server.database();
+    // Another table is read slowly all the while, so that what changes is remembered.
+    database.sql("CREATE TABLE public.slow (id int PRIMARY KEY); INSERT INTO public.slow SELECT generate_series(1, 4000)");
+    let home = versioned(&database, 60, "");
+    home.shop(
+        &database.url(),
+        "public.item, public.slow",
+        "      on_truncate: event\n      backfill: { first: [ public.item ], rows_per_second: 300, readers: 1 }\n",
+    );
+    let mut daemon = home.start();
+    let item = |shop: &serde_json::Value| {
+        shop["backfills"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|one| one["table"] == "public.item")
+            .map(|one| one["state"].clone())
+    };
+    daemon.wait_for("shop", "the table's rows", |shop| item(shop).is_some_and(|state| state == "done"));
+    database.sql("UPDATE public.item SET ver = ver + 1 WHERE id <= 20");
+    database.sql("TRUNCATE public.item");
+    daemon.wait_caught_up("shop");
+    expect_sound(&database, &home);
+    assert_eq!(daemon.terminate(), Some(0));
+}

@@ -32,7 +32,7 @@ fn documents(database: &Database, rows: u32, more: &str) -> Home {
 }
 
 /// The newest event of each key.
-fn newest(home: &Home, topic: &str) -> BTreeMap<String, Record> {
+pub fn newest(home: &Home, topic: &str) -> BTreeMap<String, Record> {
     let mut records = home.tail(topic);
     records.sort_by_key(Record::pos);
     records.into_iter().map(|record| (record.key.clone(), record)).collect()
@@ -55,7 +55,7 @@ fn expect_whole(database: &Database, home: &Home) {
 }
 
 /// Waits until nothing is pending any more.
-fn wait_refreshed(home: &Home) {
+pub fn wait_refreshed(home: &Home) {
     wait_until("every row to be whole", PATIENCE, || {
         let mut pending: BTreeMap<String, bool> = BTreeMap::new();
         for record in home.tail("headwater.shop.refresh") {

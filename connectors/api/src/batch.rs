@@ -184,6 +184,9 @@ impl Batch {
     }
 
     /// Makes a schema known and returns its index. The latest is found first; a batch knows few.
+    ///
+    /// Of a table whose rows may have been rewritten without a change of each, the next change has another `Arc`, also if it says the
+    /// same. A value that the log does not carry is taken for the one before only under the same `Arc`.
     pub fn schema_index(&mut self, schema: &Arc<Schema>) -> u32 {
         let found = self.schemas.iter().rposition(|known| Arc::ptr_eq(known, schema));
         let index = found.unwrap_or_else(|| {

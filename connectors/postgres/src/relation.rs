@@ -25,7 +25,7 @@ pub struct Table {
 
 /// What decoding a selected table's rows needs.
 pub struct Shape {
-    /// The same `Arc` as long as nothing changed.
+    /// The same `Arc` until the table is described again: its rows may have been rewritten then.
     pub schema: Arc<Schema>,
     /// One per column.
     pub codecs: Vec<Codec>,
@@ -56,9 +56,13 @@ impl Tables {
         &self.tables[at]
     }
 
-    /// Whether this very description is known.
+    /// Whether this very description is known. Its schema is another `Arc` from now on.
     pub fn knows(&mut self, id: u32, raw: &[u8]) -> bool {
-        self.find(id).is_some_and(|at| self.tables[at].raw == raw)
+        let Some(table) = self.find(id).map(|at| &mut self.tables[at]).filter(|table| table.raw == raw) else { return false };
+        if let Some(shape) = &mut table.shape {
+            shape.schema = Arc::new(Schema::clone(&shape.schema));
+        }
+        true
     }
 
     /// Marks a cell that is not among the labels of its column as right: looked up again, they still lack it, since it was renamed or
@@ -76,17 +80,10 @@ impl Tables {
         shape.schema = Arc::new(schema);
     }
 
-    /// Adds a description or replaces an older one. A shape that says the same keeps its schema's `Arc`.
-    pub fn put(&mut self, mut table: Table) {
+    /// Adds a description or replaces an older one.
+    pub fn put(&mut self, table: Table) {
         match self.find(table.id) {
-            Some(at) => {
-                if let (Some(old), Some(new)) = (&self.tables[at].shape, &mut table.shape)
-                    && old.schema == new.schema
-                {
-                    new.schema = Arc::clone(&old.schema);
-                }
-                self.tables[at] = table;
-            }
+            Some(at) => self.tables[at] = table,
             None => self.tables.push(table),
         }
     }

@@ -17,6 +17,29 @@ const SETTLED_LIMIT: usize = 4 << 20;
 /// In a key's length: its event lacks columns, so that the row is still worth reading.
 const PARTIAL: u32 = 1 << 31;
 
+#[cfg(not(test))]
+const fn limit() -> usize {
+    LIMIT
+}
+
+#[cfg(test)]
+fn limit() -> usize {
+    trial::LIMIT.get()
+}
+
+/// What the simulation makes smaller for the journals of its thread, or breaks.
+#[cfg(test)]
+pub mod trial {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Bytes of keys.
+        pub static LIMIT: Cell<usize> = const { Cell::new(super::LIMIT) };
+        /// Whether keys that find no room are forgotten, and no mark is made.
+        pub static FORGETS: Cell<bool> = const { Cell::new(false) };
+    }
+}
+
 /// See the module's page.
 pub struct Journal {
     entries: VecDeque<Entry>,
@@ -24,11 +47,14 @@ pub struct Journal {
     watched: Vec<bool>,
     bytes: usize,
     limit: usize,
+    /// The number of the next transaction.
+    next: u64,
     settled: HashMap<u32, HashSet<Box<[u8]>>>,
     settled_bytes: usize,
 }
 
 struct Entry {
+    number: u64,
     transaction: Box<str>,
     touched: Vec<Touched>,
 }
@@ -66,7 +92,7 @@ impl Superseded<'_> {
 impl Default for Journal {
     fn default() -> Self {
         let (entries, settled) = (VecDeque::new(), HashMap::new());
-        Self { entries, watched: Vec::new(), bytes: 0, limit: LIMIT, settled, settled_bytes: 0 }
+        Self { entries, watched: Vec::new(), bytes: 0, limit: limit(), next: 0, settled, settled_bytes: 0 }
     }
 }
 
@@ -96,6 +122,10 @@ impl Journal {
         let full = self.bytes + key.len() + 4 > self.limit;
         let touched = self.of(topic, transaction);
         let Some(keys) = &mut touched.keys else { return };
+        #[cfg(test)]
+        if full && trial::FORGETS.get() {
+            return;
+        }
         if full {
             let freed = keys.len();
             touched.keys = None;
@@ -116,7 +146,8 @@ impl Journal {
 
     fn of(&mut self, topic: u32, transaction: &str) -> &mut Touched {
         if self.entries.back().is_none_or(|entry| &*entry.transaction != transaction) {
-            self.entries.push_back(Entry { transaction: transaction.into(), touched: Vec::new() });
+            self.entries.push_back(Entry { number: self.next, transaction: transaction.into(), touched: Vec::new() });
+            self.next += 1;
         }
         let last = self.entries.len() - 1;
         let touched = &mut self.entries[last].touched;
@@ -131,7 +162,31 @@ impl Journal {
     /// published whole by one that it does see.
     pub fn superseded(&self, topic: u32, snapshot: &dyn Snapshot) -> Superseded<'_> {
         // The well-known window looks only at what came between two places of the log, which is what its snapshot does not see.
-        let looks_back = !fault::variant("watermark-window");
+        self.against(topic, snapshot, !fault::variant("watermark-window"))
+    }
+
+    /// The keys of a topic that a transaction touched which the snapshot does not see.
+    pub fn unseen(&self, topic: u32, snapshot: &dyn Snapshot) -> Superseded<'_> {
+        self.against(topic, snapshot, false)
+    }
+
+    /// The number of the transaction that is remembered next. Called between two transactions.
+    pub fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// Those of the keys with a number that a transaction before that number touched which the snapshot does not see.
+    pub fn unseen_before(&self, topic: u32, snapshot: &dyn Snapshot, number: impl Fn(&[u8]) -> Option<u64>) -> HashSet<&[u8]> {
+        let mut found = HashSet::new();
+        for entry in self.entries.iter().filter(|entry| !snapshot.sees(&entry.transaction)) {
+            let keys = entry.touched.iter().find(|touched| touched.topic == topic).and_then(|touched| touched.keys.as_ref());
+            let keys = keys.into_iter().flat_map(|keys| Keys(keys)).map(|(key, _)| key);
+            found.extend(keys.filter(|key| number(key).is_some_and(|number| entry.number < number)));
+        }
+        found
+    }
+
+    fn against(&self, topic: u32, snapshot: &dyn Snapshot, looks_back: bool) -> Superseded<'_> {
         let mut recent = HashSet::new();
         for entry in &self.entries {
             let Some(touched) = entry.touched.iter().find(|touched| touched.topic == topic) else { continue };

@@ -5,6 +5,7 @@
 //! whose key a transaction touched that the chunk did not see; rows, progress and checkpoint go in one log transaction.
 
 pub mod desk;
+pub mod hot;
 pub mod journal;
 pub mod order;
 pub mod pace;

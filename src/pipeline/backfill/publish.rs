@@ -72,7 +72,7 @@ impl Backfill {
         }
         let Some(ready) = self.ready.pop_front() else { return Ok(Emitted::Discarded) };
         if self.refresh.as_ref().is_some_and(|refresh| refresh.expects(ready.ticket)) {
-            return self.emit_refresh(&ready, encoder, progress, out);
+            return self.emit_refresh(ready, encoder, progress, out);
         }
         let Some(run) = self.runs.get_mut(&ready.table) else { return Ok(Emitted::Discarded) };
         let progress_place = progress.next_place();
@@ -99,7 +99,9 @@ impl Backfill {
             return Ok(Emitted::Discarded);
         }
         if run.is_burial(ready.ticket) {
-            let present = encoder.keys(&ready.batch)?;
+            // That a newer event of a key was published says nothing about the row: what emptied the table names no key.
+            let superseded = self.journal.unseen(run.topic, &*ready.chunk.seen);
+            let present: HashSet<Vec<u8>> = encoder.keys(&ready.batch)?.into_iter().collect();
             let keys = run.looked_up(ready.ticket);
             let gone = keys.iter().map(Vec::as_slice).filter(|key| !present.contains(*key) && !superseded.holds(key));
             let events = encoder.bury(&ready.table, gone, progress_place, now_us() / 1000, out)?;
@@ -109,7 +111,7 @@ impl Backfill {
             return Ok(Emitted::Rows(Encoded { events, ..Encoded::default() }, 0));
         }
         let rows = ready.batch.changes().len() as u64;
-        let mut judge = Judge { superseded, refresh: self.refresh.as_mut(), published: None };
+        let mut judge = Judge { superseded, rows: usize::MAX, refresh: self.refresh.as_mut(), published: None };
         let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
         let known = progress.backfills.entry(ready.table.clone()).or_default();
         known.rows += rows;
@@ -136,26 +138,34 @@ impl Backfill {
     /// Publishes rows that lack columns in their topic.
     fn emit_refresh(
         &mut self,
-        ready: &ReadyChunk,
+        mut ready: ReadyChunk,
         encoder: &mut Encoder,
         progress: &Progress,
         out: &mut Transaction,
     ) -> Result<Emitted> {
         let Some(refresh) = &mut self.refresh else { return Ok(Emitted::Discarded) };
         let Some(topic) = encoder.topic_of(&ready.table) else { return Ok(Emitted::Discarded) };
-        let superseded = self.journal.superseded(topic, &*ready.chunk.seen);
+        // What is pending says what the newest event is; here it matters only which changes the snapshot does not see.
+        let superseded = self.journal.unseen(topic, &*ready.chunk.seen);
         if matches!(superseded, Superseded::All) {
             refresh.again(ready.ticket);
             return Ok(Emitted::Discarded);
         }
-        let mut judge = Judge { superseded, refresh: Some(refresh), published: Some(HashSet::new()) };
+        let rows = ready.batch.changes().len();
+        if refresh.keeps(ready.ticket) {
+            let keys = encoder.keys(&ready.batch)?;
+            let (seen, is_late) = (&*ready.chunk.seen, |key: &[u8]| superseded.holds(key));
+            refresh.hot.complete(topic, (&self.journal, seen), (&keys, is_late), &mut ready.batch);
+        }
+        let mut judge = Judge { superseded, rows, refresh: Some(refresh), published: Some(HashSet::new()) };
         let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
-        let Judge { superseded, refresh, published } = judge;
+        let Judge { superseded, refresh, published, .. } = judge;
         if let (Some(refresh), Some(published)) = (refresh, published) {
             // A row that is not there has its tombstone: the stream has passed what the snapshot saw. Of a chunk that was cut short
             // nobody knows which rows are not there.
             let is_whole = ready.chunk.end.is_none();
-            refresh.land(ready.ticket, |key| published.contains(key) || (is_whole && !superseded.holds(key)));
+            let is_done = |key: &[u8]| published.contains(key) || (is_whole && !superseded.holds(key));
+            refresh.land(ready.ticket, is_done, |key| superseded.holds(key), self.journal.next_number());
         }
         self.forget();
         Ok(Emitted::Rows(encoded, 0))
@@ -222,13 +232,9 @@ impl Side for Backfill {
         self.lacks_topic |= !event.is_whole && self.refreshes && self.refresh.is_none();
         if let Some(refresh) = self.refresh.as_mut().filter(|refresh| !event.is_whole || refresh.is_active()) {
             let schema = &batch.schemas()[change.schema as usize];
-            if event.is_whole {
-                refresh.settle(&schema.table, event.key);
-            } else if !refresh.add(topic, schema, event.key) {
+            refresh.follow(topic, (batch, change), event);
+            if !event.is_whole && !refresh.add(topic, schema, event.key) {
                 self.overflowed.insert(schema.table.clone());
-            }
-            if let Some(old_key) = event.old_key {
-                refresh.settle(&schema.table, old_key);
             }
         }
         true
@@ -237,6 +243,9 @@ impl Side for Backfill {
     fn touched_all(&mut self, batch: &Batch, change: &Change, topic: u32) {
         if change.op == Op::Truncate && self.options.mode == BackfillMode::Initial {
             self.truncated.insert(batch.schemas()[change.schema as usize].table.clone());
+        }
+        if let Some(refresh) = &mut self.refresh {
+            refresh.hot.end_all(topic);
         }
         if self.journal.watches(topic) && self.is_active() {
             self.journal.touch_all(topic, batch.transaction_id(&batch.transactions()[change.transaction as usize]));
@@ -247,6 +256,8 @@ impl Side for Backfill {
 /// Leaves out rows for which something at least as new is published.
 struct Judge<'a> {
     superseded: Superseded<'a>,
+    /// How many of the rows were read; those behind them are newer and were completed.
+    rows: usize,
     /// Rows that are published whole need no refresh.
     refresh: Option<&'a mut Refresh>,
     /// Of a refresh, the keys that were published; only rows that it asked for are.
@@ -255,7 +266,8 @@ struct Judge<'a> {
 
 impl Side for Judge<'_> {
     fn passes(&mut self, batch: &Batch, change: &Change, _: u32, event: &Keys<'_>) -> bool {
-        if self.superseded.holds(event.key) && !fault::variant("publish-stale-rows") {
+        let is_read = change.ordinal < self.rows as u64;
+        if is_read && self.superseded.holds(event.key) && !fault::variant("publish-stale-rows") {
             return false;
         }
         let table = &batch.schemas()[change.schema as usize].table;

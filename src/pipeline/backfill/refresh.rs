@@ -2,7 +2,7 @@
 //!
 //! Which keys these are stands in a topic of its own, in the same log transactions as their events, so that no death forgets one. They are
 //! looked up in small batches by the rules of every row that is read; a key that a transaction touched which the snapshot does not see is
-//! looked up again later.
+//! looked up again later. Of those, [`hot`](super::hot) keeps the newest row, so that none waits for a pause of its writers.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -10,13 +10,16 @@ use std::{
     time::Duration,
 };
 
-use headwater_connector::{ChunkRequest, Error, Result, Schema, Snapshot, codes as contract, json};
+use headwater_connector::{Batch, Change, ChunkRequest, Error, Result, Schema, Snapshot, codes as contract, json};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::{desk::Job, order, run::Ticket};
-use crate::log::{StoredRecord, Transaction};
+use super::{desk::Job, hot::Hot, order, run::Ticket};
+use crate::{
+    log::{StoredRecord, Transaction},
+    mapping::encode::Keys,
+};
 
 /// Keys that are looked up at once.
 const LOOK_UP: usize = 500;
@@ -37,6 +40,8 @@ struct Key<'a> {
 #[derive(Default)]
 pub struct Refresh {
     tables: BTreeMap<String, Pending>,
+    /// Of keys that a look-up came too late for, the newest published rows.
+    pub hot: Hot,
     /// What the log transaction that is being made has to say: the table, the key, and whether it is pending from now on.
     changes: Vec<(String, Vec<u8>, bool)>,
 }
@@ -102,7 +107,24 @@ impl Refresh {
     pub fn settle(&mut self, table: &str, key: &[u8]) {
         let Some(pending) = self.tables.get_mut(table) else { return };
         if pending.keys.remove(key) {
+            self.hot.end(pending.topic, key);
             self.changes.push((table.to_owned(), key.to_vec(), false));
+        }
+    }
+
+    /// An event is being published: what it says of rows and of tables that lack something.
+    pub fn follow(&mut self, topic: u32, (batch, change): (&Batch, &Change), event: &Keys<'_>) {
+        let schema = &batch.schemas()[change.schema as usize];
+        if event.is_whole {
+            self.settle(&schema.table, event.key);
+        }
+        if let Some(old_key) = event.old_key {
+            self.settle(&schema.table, old_key);
+            // The row that the key names is another one now.
+            self.hot.end(topic, event.key);
+        }
+        if self.hot.watches(topic) {
+            self.hot.follow(topic, (batch, change), event.key);
         }
     }
 
@@ -170,11 +192,12 @@ impl Refresh {
 
     /// A look-up failed or cannot be used; its keys are looked up again.
     pub fn again(&mut self, ticket: Ticket) {
-        self.land(ticket, |_| false);
+        self.land(ticket, |_| false, |_| false, 0);
     }
 
-    /// A look-up has come to its end: keys for which `is_done` are settled, the others wait for the next one.
-    pub fn land(&mut self, ticket: Ticket, is_done: impl Fn(&[u8]) -> bool) {
+    /// A look-up has come to its end: keys for which `is_done` are settled, the others wait for the next one. Of those that it came too
+    /// late for, says `is_late`, the rows are kept from the transaction with this number on.
+    pub fn land(&mut self, ticket: Ticket, is_done: impl Fn(&[u8]) -> bool, is_late: impl Fn(&[u8]) -> bool, next: u64) {
         let landing = |pending: &&mut Pending| pending.flight.as_ref().is_some_and(|flight| flight.ticket == ticket);
         let Some(pending) = self.tables.values_mut().find(landing) else { return };
         let Some(flight) = pending.flight.take() else { return };
@@ -186,8 +209,12 @@ impl Refresh {
             }
             if is_done(&key) {
                 pending.keys.remove(&key);
+                self.hot.end(pending.topic, &key);
                 self.changes.push((table.clone(), key, false));
             } else {
+                if is_late(&key) {
+                    self.hot.begin(pending.topic, &key, next);
+                }
                 pending.queue.push_back(key);
             }
         }
@@ -196,6 +223,15 @@ impl Refresh {
     /// Whether a row is still missing something.
     pub fn wants(&self, table: &str, key: &[u8]) -> bool {
         self.tables.get(table).is_some_and(|pending| pending.keys.contains(key))
+    }
+
+    /// Whether a row is kept of a key that is looked up.
+    pub fn keeps(&self, ticket: Ticket) -> bool {
+        let flying = |pending: &Pending| {
+            let flight = pending.flight.as_ref().filter(|flight| flight.ticket == ticket);
+            flight.is_some_and(|flight| self.hot.keeps(pending.topic, flight.keys.iter()))
+        };
+        self.tables.values().any(flying)
     }
 
     /// The look-up on its way that was asked for first, and a snapshot that is older than its own.
@@ -269,12 +305,12 @@ mod tests {
         assert!(refresh.next_job(2, None).is_none() && refresh.expects(1));
         // One is written whole meanwhile, the other was touched by somebody whom the snapshot did not see.
         refresh.settle("public.t", &key(1));
-        refresh.land(1, |_| false);
+        refresh.land(1, |_| false, |_| false, 0);
         assert_eq!(written(&mut refresh), [(of(1), false)]);
         tokio::time::advance(GATHER).await;
         let Some(Job::Chunk(request, 3)) = refresh.next_job(3, None) else { panic!("a look-up") };
         assert_eq!(request.keys.unwrap().as_slice(), [["2"]]);
-        refresh.land(3, |_| true);
+        refresh.land(3, |_| true, |_| false, 0);
         assert_eq!(written(&mut refresh), [(of(2), false)]);
         refresh.tidy();
         assert!(!refresh.is_active());

@@ -239,6 +239,15 @@ impl Broker {
         (records, false)
     }
 
+    /// Whether the refresh topic names a row that lacks columns.
+    pub fn lacks_columns(&self) -> bool {
+        let mut pending = BTreeMap::new();
+        for record in self.read_where(|one| one.topic.ends_with(".refresh")).0 {
+            pending.insert(record.key, record.value.is_some());
+        }
+        pending.into_values().any(|is_pending| is_pending)
+    }
+
     /// Everything that was ever committed, for the checker.
     pub fn committed(&self) -> Vec<Appended> {
         let state = self.state();

@@ -7,22 +7,35 @@ use serde_json::Value as Json;
 
 use super::{
     broker::{Appended, Broker, POSITION_KEY},
-    ledger::{self, TOPICS},
+    ledger::{self, Found, TOPICS},
     process::End,
     server::{FILTERED, Lsn, ModelServer, Step, Transaction, parse},
 };
 
 pub const CHECKPOINT: &str = "headwater.shop.checkpoint";
 const SCHEMA: &str = "headwater.shop.schema";
+const REFRESH: &str = "headwater.shop.refresh";
+
+/// Whether rows are read that were there before, whether those that lack columns are, how the run ended, and what was asked.
+pub struct How {
+    pub mode: BackfillMode,
+    pub refreshes: bool,
+    pub end: End,
+    /// Keys that an operator asked for: table, key, and whether that is durable.
+    pub asked: Vec<(usize, u32, bool)>,
+    /// Partitions of each topic.
+    pub partitions: u32,
+}
 
 /// The whole check: events equal to the history behind the first position, and an unbroken chain of checkpoints. After a
 /// named stop the events are the beginning of a history that the server once had. Rows that were read fit in between. Returns their
 /// number.
-pub fn check(server: &ModelServer, broker: &Broker, mode: BackfillMode, end: End) -> Result<u64, String> {
+pub fn check(server: &ModelServer, broker: &Broker, how: &How) -> Result<Found, String> {
+    let end = how.end;
     let records = broker.committed();
     let start = chain(&records)?;
-    ledger::progress(&records, (mode, end))?;
-    let data: Vec<&Appended> = records.iter().filter(|one| &*one.topic != CHECKPOINT && &*one.topic != SCHEMA).collect();
+    ledger::progress(&records, how)?;
+    let data: Vec<&Appended> = records.iter().filter(|one| is_data(one)).collect();
     let places: Vec<&[u8]> = data.iter().map(|one| header(one, "hw.pos")).collect();
     if !places.is_sorted_by(|a, b| a < b) {
         return Err("hw.pos does not rise".into());
@@ -32,13 +45,13 @@ pub fn check(server: &ModelServer, broker: &Broker, mode: BackfillMode, end: End
         return match (end, data.first()) {
             (End::Rest, _) => Err("no position was ever committed".to_owned()),
             (End::Lost, Some(event)) => Err(format!("an event without a position: {event:?}")),
-            (End::Lost, None) => Ok(0),
+            (End::Lost, None) => Ok(Found::default()),
         };
     };
     let mut differences = String::new();
     for history in server.histories().iter().take(if end == End::Rest { 1 } else { usize::MAX }) {
-        match against(server, history, start, &data, (mode, end)) {
-            Ok(rows) => return Ok(rows),
+        match against(server, history, start, &data, how) {
+            Ok(found) => return Ok(found),
             Err(difference) => differences += &difference,
         }
     }
@@ -51,25 +64,29 @@ fn against(
     history: &[Arc<Transaction>],
     start: Lsn,
     data: &[&Appended],
-    (mode, end): (BackfillMode, End),
-) -> Result<u64, String> {
-    let actual: Vec<String> = data.iter().filter(|one| !ledger::is_read(one)).map(|one| line(one)).collect();
-    let mut expected = expected(history, start);
-    if end == End::Lost {
+    how: &How,
+) -> Result<Found, String> {
+    let actual: Vec<String> = data.iter().filter(|one| !ledger::is_own(one)).map(|one| line(one)).collect();
+    let mut expected = expected(history, start, how.partitions);
+    if how.end == End::Lost {
         expected.truncate(actual.len());
     }
     compare(&expected, &actual)?;
     let history: Vec<&Transaction> = history.iter().map(|one| &**one).collect();
-    if end == End::Rest {
-        ledger::end_state(&server.rows, &history, data, mode)?;
+    if how.end == End::Rest {
+        ledger::end_state(&server.rows, (&history, start), data, how)?;
     }
-    ledger::check(&server.rows, &history, start, data, (mode, end))
+    ledger::check(&server.rows, &history, start, data, how)
 }
 
 /// What a history publishes from a place on.
-fn expected(history: &[Arc<Transaction>], start: Lsn) -> Vec<String> {
+fn expected(history: &[Arc<Transaction>], start: Lsn, partitions: u32) -> Vec<String> {
     let behind = history.iter().filter(|one| one.commit >= start);
-    behind.flat_map(|one| one.steps.iter().flat_map(|step| events(step, one.xid))).collect()
+    behind.flat_map(|one| one.steps.iter().flat_map(|step| events(step, one.xid, partitions))).collect()
+}
+
+fn is_data(one: &Appended) -> bool {
+    ![CHECKPOINT, SCHEMA, REFRESH].contains(&&*one.topic)
 }
 
 fn compare(expected: &[String], actual: &[String]) -> Result<(), String> {
@@ -121,7 +138,7 @@ fn schemas_come_first(records: &[Appended]) -> Result<(), String> {
         if &*one.topic == SCHEMA {
             let key: Json = serde_json::from_slice(&one.record.key).unwrap();
             known.push(key["schema"].as_str().unwrap().as_bytes().to_vec());
-        } else if &*one.topic != CHECKPOINT && !known.iter().any(|schema| schema == header(one, "hw.schema")) {
+        } else if is_data(one) && !known.iter().any(|schema| schema == header(one, "hw.schema")) {
             return Err(format!("an event came before its schema: {one:?}"));
         }
     }
@@ -129,11 +146,15 @@ fn schemas_come_first(records: &[Appended]) -> Result<(), String> {
 }
 
 /// What a step publishes, in the words of [`line`].
-fn events(step: &Step, tx: u64) -> Vec<String> {
-    if step.table == FILTERED {
+fn events(step: &Step, tx: u64, partitions: u32) -> Vec<String> {
+    if step.table == FILTERED || step.op == Op::Read {
         return Vec::new();
     }
     let topic = TOPICS[step.table];
+    if step.op == Op::Truncate {
+        let event = format!(r#"{topic} {{"hw.truncate":true}} null t {tx}@model"#);
+        return vec![event; partitions as usize];
+    }
     let event = |op: &str, key: u32, value: Option<u32>| {
         let value = match value {
             None => "null".to_owned(),

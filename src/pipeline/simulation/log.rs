@@ -118,7 +118,10 @@ impl Log for ModelLog {
             self.world.network("last_records").await?;
             let (records, more) = self.broker.read(topic);
             if !more || self.world.variant == Variant::ReadToTheStableEnd {
-                let records = last(records);
+                let mut records = last(records);
+                if self.world.variant == Variant::ForgetPending && topic.ends_with(".refresh") {
+                    records.clear();
+                }
                 return Ok(if self.world.variant == Variant::SeqNotStored { without_seq(records) } else { records });
             }
             if Instant::now() >= deadline {

@@ -31,6 +31,7 @@ use headwater_connector::{Error, codes as contract};
 
 use self::process::Run;
 pub use self::server::Lsn;
+use super::backfill::journal::trial;
 
 /// Seeds in an ordinary test run.
 const SEEDS: u64 = 10_000;
@@ -124,6 +125,16 @@ pub enum Variant {
     ProgressFirst,
     /// Takes the snapshot before the table is locked.
     SnapshotBeforeLock,
+    /// Forgets at each start which rows lack columns.
+    ForgetPending,
+    /// Answers a look-up with some of the keys as if it were all.
+    KeysCutShort,
+    /// As above, of rows that lack columns.
+    RefreshCutShort,
+    /// Takes a key that a look-up does not see for one that the table does not have.
+    BuryUnseen,
+    /// Forgets keys for which the journal has no room.
+    OverflowForgets,
 }
 
 /// A place in the source: everything before `base` is published, and of the transaction behind it what `partial` says.
@@ -156,13 +167,21 @@ struct Tally {
     reader_faults: u64,
     rows: u64,
     orders: u64,
+    /// Rows that were published whole after they lacked something.
+    refreshed: u64,
+    /// Look-ups of keys.
+    looked_up: u64,
+    /// Tables that were emptied, and keys that got a tombstone after it.
+    truncates: u64,
+    buried: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 18] {
+    fn fields(&mut self) -> [&mut u64; 22] {
         let Self { crashes, fenced, thawed, lost_answers, twins, timeouts, .. } = self;
         let Self { partial_resumes, orphans, regressions, failovers, lost_stops, .. } = self;
-        let Self { chunks, gaps, gates, rewrites, reader_faults, rows, orders, .. } = self;
+        let Self { chunks, gaps, gates, rewrites, reader_faults, rows, orders, refreshed, looked_up, .. } = self;
+        let Self { truncates, buried, .. } = self;
         [
             crashes,
             fenced,
@@ -182,6 +201,10 @@ impl Tally {
             reader_faults,
             rows,
             orders,
+            refreshed,
+            looked_up,
+            truncates,
+            buried,
         ]
     }
 }
@@ -208,6 +231,8 @@ pub struct World {
     harmed: AtomicBool,
     /// All tables are read, says the newest state that is committed in the log.
     read: AtomicBool,
+    /// Keys that an operator asked for: table, key, and whether that is durable.
+    asked: Mutex<Vec<(usize, u32, bool)>>,
 }
 
 impl World {
@@ -222,6 +247,7 @@ impl World {
             violation: Mutex::default(),
             harmed: AtomicBool::new(false),
             read: AtomicBool::new(false),
+            asked: Mutex::default(),
         }
     }
 
@@ -272,12 +298,19 @@ impl World {
 fn simulate(seed: u64, lie: Lie, variant: Variant) -> Result<Tally, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let mut run = Run::new(seed, lie, variant);
+    trial::LIMIT.set(run.journal_bytes);
+    trial::FORGETS.set(variant == Variant::OverflowForgets);
     let end = runtime.block_on(run.play())?;
     if let Some(violation) = run.world.violation.lock().unwrap().take() {
         return Err(violation);
     }
-    let rows = checker::check(&run.server, &run.broker, run.mode, end)?;
-    run.world.tally().rows += rows;
+    let found = checker::check(&run.server, &run.broker, &run.how(end))?;
+    run.world.tally().rows += found.rows;
+    let mut tally = run.world.tally();
+    tally.refreshed += found.refreshed;
+    tally.truncates += found.truncates;
+    tally.buried += found.buried;
+    drop(tally);
     Ok(*run.world.tally())
 }
 

@@ -13,7 +13,9 @@ use fastrand::Rng;
 use headwater_connector::{BackfillMode, BackfillOptions, Error, Kind};
 use tokio::{task::JoinHandle, time::Sleep};
 
-use super::{Lie, Variant, World, broker::Broker, ledger::CAPTURED, log::ModelLog, server::ModelServer, source};
+use super::{
+    Lie, Variant, World, broker::Broker, checker::How, ledger::CAPTURED, log::ModelLog, server::ModelServer, source, tables::KEYS,
+};
 use crate::{
     config::raw::CommitOptions,
     mapping::rule::Events,
@@ -95,6 +97,10 @@ pub struct Run {
     commit: CommitOptions,
     backfill: BackfillOptions,
     pub mode: BackfillMode,
+    /// Whether rows that lack columns are read again.
+    pub refreshes: bool,
+    /// What the journal may hold.
+    pub journal_bytes: usize,
 }
 
 impl Run {
@@ -119,12 +125,21 @@ impl Run {
         let world = Arc::new(World::new(Rng::with_seed(rng.u64(..)), faults, lie, variant));
         let server = Arc::new(ModelServer::generate(&mut rng, Arc::clone(&world)));
         let broker = Arc::new(Broker::new(Arc::clone(&world)));
-        Self { world, server, broker, events, commit, backfill, mode }
+        let refreshes = rng.bool();
+        let journal_bytes = [40, 400, 32 << 20, 32 << 20][rng.usize(0..4)];
+        Self { world, server, broker, events, commit, backfill, mode, refreshes, journal_bytes }
+    }
+
+    /// What the checker must know.
+    pub fn how(&self, end: End) -> How {
+        let asked = self.world.asked.lock().unwrap().clone();
+        let partitions = self.events.partitions.unwrap_or(1);
+        How { mode: self.mode, refreshes: self.refreshes, end, asked, partitions }
     }
 
     /// One process: its own writer id and its own memory.
     fn process(&self) -> Ingest {
-        let connector = source::connector(&self.server, &self.world, &self.backfill);
+        let connector = source::connector(&self.server, &self.world, (&self.backfill, self.refreshes));
         let log = Arc::new(ModelLog::new(Arc::clone(&self.world), Arc::clone(&self.broker)));
         let mut ingest = Ingest::new("shop", "headwater", connector, log, self.events.clone());
         ingest.commit = self.commit;
@@ -237,7 +252,7 @@ impl Run {
 
     async fn until_caught_up(&self) {
         let is_read = || self.world.read.load(Ordering::Relaxed);
-        while self.world.committed().base < self.server.end() || !is_read() {
+        while self.world.committed().base < self.server.end() || !is_read() || self.broker.lacks_columns() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -250,6 +265,10 @@ async fn operator(world: &World, process: &Ingest) -> Infallible {
         let pause = Duration::from_millis(world.rng().u64(0..400));
         tokio::time::sleep(pause).await;
         let table = CAPTURED[world.rng().usize(0..CAPTURED.len())];
+        if world.rng().u32(0..3) == 0 {
+            look_up(world, process, table).await;
+            continue;
+        }
         let actions = [&[Action::Pause][..], &[Action::Pause, Action::Resume], &[Action::Resume]];
         let actions = actions[world.rng().usize(0..3)];
         for action in actions {
@@ -258,6 +277,24 @@ async fn operator(world: &World, process: &Ingest) -> Infallible {
         }
     }
     std::future::pending().await
+}
+
+/// Asks for the rows of some keys.
+async fn look_up(world: &World, process: &Ingest, table: &str) {
+    let count = world.rng().usize(1..6);
+    let keys: Vec<u32> = (0..count).map(|_| world.rng().u32(0..KEYS)).collect();
+    let name = |key: &u32| serde_json::Map::from_iter([("id".to_owned(), (*key).into())]);
+    let request = Request { table: table.to_owned(), keys: keys.iter().map(name).collect(), ..Request::default() };
+    let at = CAPTURED.iter().position(|captured| *captured == table).expect("a table");
+    let known = {
+        let mut asked = world.asked.lock().unwrap();
+        asked.extend(keys.iter().map(|key| (at, *key, false)));
+        asked.len() - keys.len()..asked.len()
+    };
+    if put(process, request).await {
+        world.asked.lock().unwrap()[known].iter_mut().for_each(|(.., is_durable)| *is_durable = true);
+        world.tally().looked_up += 1;
+    }
 }
 
 /// In the end nothing stays paused.
@@ -272,7 +309,10 @@ async fn resume_all(process: &Ingest) -> Infallible {
 
 /// True if the order is durable.
 async fn order(process: &Ingest, table: &str, action: Action) -> bool {
-    let request = Request { table: table.to_owned(), action, ..Request::default() };
+    put(process, Request { table: table.to_owned(), action, ..Request::default() }).await
+}
+
+async fn put(process: &Ingest, request: Request) -> bool {
     let Ok(order) = request.order(&*process.connector).await else { return false };
     let answer = process.status.orders.put(order);
     matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(Ok(()))))

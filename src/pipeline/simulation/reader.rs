@@ -82,8 +82,9 @@ impl ModelReader {
         found.filter(|table| *table != FILTERED).ok_or_else(|| lost("a table that is not captured was asked for"))
     }
 
-    fn snapshot(&self, seen: &Seen, before: &Seen) -> Arc<dyn Snapshot> {
+    fn snapshot(&self, seen: &Seen, before: &Seen, request: &ChunkRequest) -> Arc<dyn Snapshot> {
         match self.world.variant {
+            Variant::BuryUnseen if request.keys.is_some() => Arc::new(Everything),
             Variant::LogOrder => Arc::new(InTheLog {
                 ends: self.server.history().iter().map(|one| (one.xid, one.end)).collect(),
                 watermark: before.end,
@@ -105,6 +106,7 @@ fn wanted(rows: &Rows, table: usize, request: &ChunkRequest) -> Vec<(u32, Row)> 
         request.after.as_ref().is_none_or(|after| key > after)
             && request.until.as_ref().is_none_or(|until| key <= until)
             && request.keys.as_ref().is_none_or(|keys| keys.contains(key))
+            && request.filter.as_ref().is_none_or(|keys| keys.split(' ').any(|one| one == key[0]))
     };
     let rows = rows.0.iter().filter(|((of, key), _)| *of == table && is_wanted(&cursor(*key)));
     let mut rows: Vec<(u32, Row)> = rows.map(|((_, key), row)| (*key, *row)).collect();
@@ -160,6 +162,14 @@ impl TableReader for ModelReader {
         if is_rewritten && self.world.variant == Variant::SnapshotBeforeLock {
             rows.clear();
         }
+        let cut_short = match self.world.variant {
+            Variant::KeysCutShort => request.filter.is_some(),
+            Variant::RefreshCutShort => request.keys.is_some(),
+            _ => false,
+        };
+        if cut_short {
+            rows.pop();
+        }
         let barrier = match self.world.variant {
             Variant::BarrierBeforeSnapshot => before.end,
             _ => [seen.end, seen.written][self.world.rng().usize(0..2)],
@@ -174,7 +184,7 @@ impl TableReader for ModelReader {
         self.push(batch, table, &rows);
         self.world.tally().chunks += 1;
         let barrier = Place { base: barrier, partial: None }.to_position();
-        Ok(ChunkRead::Rows(Chunk { seen: self.snapshot(&seen, &before), barrier, end, table_id: table.to_string() }))
+        Ok(ChunkRead::Rows(Chunk { seen: self.snapshot(&seen, &before, request), barrier, end, table_id: table.to_string() }))
     }
 
     async fn close(self: Box<Self>) {}

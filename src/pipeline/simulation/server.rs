@@ -28,6 +28,7 @@ pub const FILTERED: usize = 2;
 #[derive(Clone, Debug)]
 pub struct Step {
     pub table: usize,
+    /// [`Op::Read`] stands for a statement that rewrites the table.
     pub op: Op,
     pub key: u32,
     /// The key before, of an update that changes it.
@@ -131,12 +132,19 @@ impl State {
 
 impl ModelServer {
     pub fn generate(rng: &mut Rng, world: Arc<World>) -> Self {
-        let pace = Duration::from_millis(rng.u64(1..60));
+        // Now and then a row is written all the time, for as long as a few look-ups take.
+        let is_hot = rng.u32(0..8) == 0;
+        let pace = Duration::from_millis(if is_hot { rng.u64(15..40) } else { rng.u64(1..60) });
         let rows = Rows::generate(rng);
         let mut writer = Writer::new(rows.clone(), pace);
         let count = rng.usize(1..30);
         let mut server = Self::with_history(History::new(), pace, world);
         let state = server.state.get_mut().unwrap();
+        let count = if is_hot { rng.usize(40..70) } else { count };
+        if is_hot {
+            let places: Vec<(usize, u32)> = rows.0.keys().copied().filter(|(table, _)| *table != FILTERED).collect();
+            places.first().into_iter().for_each(|(table, key)| writer.heat(*table, *key));
+        }
         (0..count).for_each(|_| state.push(writer.transaction(rng)));
         server.rewrites = (0..rng.usize(0..8)).map(|_| (rng.usize(0..FILTERED), pace * rng.u32(0..40))).collect();
         Self { rows, ..server }

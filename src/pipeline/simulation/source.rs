@@ -18,14 +18,16 @@ use super::{
 /// How often the source looks for new transactions.
 const POLL: Duration = Duration::from_millis(20);
 
-pub fn connector(server: &Arc<ModelServer>, world: &Arc<World>, backfill: &BackfillOptions) -> Arc<dyn SourceConnector> {
-    Arc::new(ModelConnector { server: Arc::clone(server), world: Arc::clone(world), backfill: backfill.clone() })
+pub fn connector(server: &Arc<ModelServer>, world: &Arc<World>, options: (&BackfillOptions, bool)) -> Arc<dyn SourceConnector> {
+    let (backfill, refreshes) = (options.0.clone(), options.1);
+    Arc::new(ModelConnector { server: Arc::clone(server), world: Arc::clone(world), backfill, refreshes })
 }
 
 struct ModelConnector {
     server: Arc<ModelServer>,
     world: Arc<World>,
     backfill: BackfillOptions,
+    refreshes: bool,
 }
 
 impl ModelConnector {
@@ -136,11 +138,14 @@ impl SourceConnector for ModelConnector {
     }
 
     fn refreshes(&self) -> bool {
-        false
+        self.refreshes
     }
 
-    async fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
-        Err(lost("the model knows no conditions"))
+    async fn condition(&self, _: &Schema, condition: &Condition<'_>) -> Result<String> {
+        match condition {
+            Condition::Keys(keys) => Ok(keys.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ")),
+            Condition::From { .. } => Err(lost("the model knows no such condition")),
+        }
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
@@ -156,8 +161,18 @@ impl SourceConnector for ModelConnector {
         let found = self.identity();
         let Some((handle, next)) = self.server.start(start) else { return Err(lost("the slot is gone")) };
         let (server, world) = (Arc::clone(&self.server), Arc::clone(&self.world));
-        let source =
-            ModelSource { server, world, handle, next, resume: place.partial, offset: 0, place, found, unconfirmed: None };
+        let source = ModelSource {
+            schemas: server.schemas.iter().map(|schema| Arc::new(Schema::clone(schema))).collect(),
+            server,
+            world,
+            handle,
+            next,
+            resume: place.partial,
+            offset: 0,
+            place,
+            found,
+            unconfirmed: None,
+        };
         // Once more, now that nobody else can move it.
         self.require_history(identity, place)?;
         self.require_slot(place)?;
@@ -176,6 +191,8 @@ impl Place {
 }
 
 struct ModelSource {
+    /// As the stream described the tables last.
+    schemas: Vec<Arc<Schema>>,
     server: Arc<ModelServer>,
     world: Arc<World>,
     handle: u64,
@@ -216,8 +233,11 @@ impl ModelSource {
         }
         let (bytes_before, changes_before) = (batch.size_bytes(), batch.changes().len());
         for (ordinal, step) in steps.iter().enumerate().skip(skip) {
-            if step.table != FILTERED {
-                push(batch, &self.server.schemas[step.table], step, ordinal as u64);
+            if step.op == Op::Read {
+                // The table was rewritten; the next change brings its description again.
+                self.schemas[step.table] = Arc::new(Schema::clone(&self.schemas[step.table]));
+            } else if step.table != FILTERED {
+                push(batch, &self.schemas[step.table], step, ordinal as u64);
             }
             let own = (batch.size_bytes() - bytes_before, batch.changes().len() - changes_before);
             if ordinal + 1 < steps.len() && (own.0 >= limits.max_bytes || own.1 >= limits.max_changes) {
@@ -268,6 +288,9 @@ impl ModelSource {
 
 fn push(batch: &mut Batch, schema: &Arc<Schema>, step: &Step, ordinal: u64) {
     let index = batch.schema_index(schema);
+    if step.op == Op::Truncate {
+        return batch.push_change(Op::Truncate, index, ordinal, Before::None, None);
+    }
     let mut row = |key: u32, values: [Value<'_>; 2]| {
         let start = batch.begin_row();
         batch.push(Value::Uint(key.into()));

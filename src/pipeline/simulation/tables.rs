@@ -8,7 +8,7 @@ use headwater_connector::Op;
 use super::server::{FILTERED, Lsn, Step, TABLES, Transaction};
 
 /// Keys that a table may hold.
-const KEYS: u32 = 20;
+pub const KEYS: u32 = 20;
 /// What stands for never, in transactions.
 const NEVER: usize = usize::MAX;
 
@@ -45,6 +45,16 @@ impl Rows {
     }
 
     pub fn apply(&mut self, step: &Step) {
+        if step.op == Op::Read {
+            // Rewritten, each row with another large value, and nothing in the log that says so.
+            for (_, row) in self.0.iter_mut().filter(|((table, _), _)| *table == step.table) {
+                row.big = step.version;
+            }
+            return;
+        }
+        if step.op == Op::Truncate {
+            return self.0.retain(|(table, _), _| *table != step.table);
+        }
         let old = self.0.remove(&(step.table, step.old_key.unwrap_or(step.key)));
         if step.op != Op::Delete {
             let big = old.filter(|_| !step.is_whole).map_or(step.version, |old| old.big);
@@ -70,16 +80,28 @@ pub struct Writer {
     count: usize,
     /// Keys of transactions that are in the log and not visible: before which transaction they are locked.
     locked: BTreeMap<(usize, u32), usize>,
+    /// A row that most transactions change, but for its large value.
+    hot: Option<(usize, u32)>,
 }
 
 impl Writer {
     /// On these rows, a transaction after each `pace`.
     pub fn new(rows: Rows, pace: Duration) -> Self {
-        Self { lsn: 1_000, xid: 0, version: 0, rows, pace, count: 0, locked: BTreeMap::new() }
+        Self { lsn: 1_000, xid: 0, version: 0, rows, pace, count: 0, locked: BTreeMap::new(), hot: None }
+    }
+
+    /// Most transactions from now on change this row, but for its large value.
+    pub fn heat(&mut self, table: usize, key: u32) {
+        self.hot = Some((table, key));
     }
 
     pub fn transaction(&mut self, rng: &mut Rng) -> Written {
-        let count = if rng.u32(0..10) == 0 { rng.usize(20..90) } else { rng.usize(0..8) };
+        let count = match rng.u32(0..20) {
+            0 | 1 => rng.usize(20..90),
+            2 => 0,
+            3 | 4 if self.hot.is_some() => 0,
+            _ => rng.usize(0..8),
+        };
         // Rows may have been written before the commit in front of ours: then the two commit records touch.
         let adjacent = rng.bool();
         let mut lsn = if adjacent { self.lsn.saturating_sub(8 * count as Lsn) } else { self.lsn };
@@ -90,6 +112,12 @@ impl Writer {
                 lsn += 8;
             }
             steps.extend(self.step(rng, lsn));
+        }
+        lsn += 8;
+        match rng.u32(0..6) {
+            0..3 if count == 0 => steps.extend(self.whole_table(rng, lsn)),
+            5 => lsn -= 8,
+            _ => steps.extend(self.hot_step(lsn)),
         }
         let other_traffic = if adjacent { 0 } else { rng.u64(0..3) * 8 };
         let commit = if adjacent { self.lsn } else { lsn + other_traffic };
@@ -106,15 +134,40 @@ impl Writer {
         let (lag, until) = match rng.u32(0..10) {
             0..=4 => return Duration::ZERO,
             5..=8 => {
-                let others = rng.u32(1..12);
+                let others = if self.hot.is_some() { 1 } else { rng.u32(1..12) };
                 (self.pace * others, self.count + others as usize)
             }
-            _ if steps.len() < 6 => (Duration::from_millis(rng.u64(0..3_000)), NEVER),
+            _ if steps.len() < 6 && self.hot.is_none() => (Duration::from_millis(rng.u64(0..3_000)), NEVER),
             _ => return Duration::ZERO,
         };
         let keys = steps.iter().flat_map(|step| step.old_key.into_iter().chain([step.key]).map(|key| (step.table, key)));
         self.locked.extend(keys.map(|key| (key, until)));
         lag
+    }
+
+    /// Rewrites or empties a table of which nobody holds a row.
+    fn whole_table(&mut self, rng: &mut Rng, lsn: Lsn) -> Option<Step> {
+        let table = self.hot.map_or_else(|| rng.usize(0..FILTERED), |(table, _)| table);
+        if self.locked.iter().any(|((of, _), until)| *of == table && *until > self.count) {
+            return None;
+        }
+        self.version += 1;
+        let op = if self.hot.is_none() && rng.bool() { Op::Truncate } else { Op::Read };
+        let step = Step { table, op, key: 0, old_key: None, version: self.version, is_whole: true, lsn };
+        self.rows.apply(&step);
+        Some(step)
+    }
+
+    fn hot_step(&mut self, lsn: Lsn) -> Option<Step> {
+        let (table, key) = self.hot?;
+        let is_free = self.locked.get(&(table, key)).is_none_or(|until| *until <= self.count);
+        if !is_free || !self.rows.0.contains_key(&(table, key)) {
+            return None;
+        }
+        self.version += 1;
+        let step = Step { table, op: Op::Update, key, old_key: None, version: self.version, is_whole: false, lsn };
+        self.rows.apply(&step);
+        Some(step)
     }
 
     /// A change that is possible on the rows as they are; none if others hold what was chosen.

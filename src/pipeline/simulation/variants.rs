@@ -7,7 +7,7 @@ use super::{Lie, Variant, search, simulate};
 /// Seeds within which each must be caught: far fewer than an ordinary run has.
 const SEEDS: u64 = 2_000;
 
-const VARIANTS: [Variant; 26] = [
+const VARIANTS: [Variant; 31] = [
     Variant::ResumeFromEndPlusOne,
     Variant::ConfirmBeforeCommit,
     Variant::IgnoreSendError,
@@ -34,6 +34,11 @@ const VARIANTS: [Variant; 26] = [
     Variant::ProgressOutside,
     Variant::ProgressFirst,
     Variant::SnapshotBeforeLock,
+    Variant::ForgetPending,
+    Variant::KeysCutShort,
+    Variant::RefreshCutShort,
+    Variant::BuryUnseen,
+    Variant::OverflowForgets,
 ];
 
 /// The first seed that shows the fault, and what the oracles said about it.
