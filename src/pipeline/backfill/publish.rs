@@ -112,8 +112,7 @@ impl Backfill {
         }
         let rows = ready.batch.changes().len() as u64;
         let mut judge = Judge { superseded, rows: usize::MAX, refresh: self.refresh.as_mut(), published: None };
-        let encoded = encoder.encode(&ready.batch, progress.next_place(), out, &mut judge)?;
-        let known = progress.backfills.entry(ready.table.clone()).or_default();
+        let encoded = encoder.encode(&ready.batch, progress_place, out, &mut judge)?;
         known.rows += rows;
         known.published += encoded.events;
         *self.read.entry(ready.table.clone()).or_default() += rows;
