@@ -1,0 +1,4 @@
+//! Tests against real MariaDB and MySQL servers, one of each for the whole binary where that will do.
+
+mod suite;
+mod support;
