@@ -26,8 +26,6 @@ pub struct TableFacts {
     pub unique: Vec<Vec<String>>,
     /// Roughly.
     pub estimated_rows: Option<u64>,
-    /// Storage engine
-    pub engine: String,
 }
 
 /// A column as it is now.
@@ -71,13 +69,12 @@ pub async fn selected(connection: &mut Connection, settings: &Settings) -> Resul
 /// One table; none if it is not there.
 pub async fn table(connection: &mut Connection, database: &str, name: &str) -> Result<Option<TableFacts>> {
     let place = format!("TABLE_SCHEMA = {} AND TABLE_NAME = {}", literal(database), literal(name));
-    let rows = connection.query(&format!("SELECT TABLE_ROWS, ENGINE FROM information_schema.TABLES WHERE {place}")).await?;
+    let rows = connection.query(&format!("SELECT TABLE_ROWS FROM information_schema.TABLES WHERE {place}")).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let mut facts = TableFacts {
         database: database.to_owned(),
         name: name.to_owned(),
         estimated_rows: cell(row, 0).parse().ok(),
-        engine: cell(row, 1).to_owned(),
         ..TableFacts::default()
     };
     let documents = documents(connection, database, name).await?;

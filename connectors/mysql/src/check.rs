@@ -137,23 +137,45 @@ pub async fn cascades(connection: &mut Connection, tables: &[Selected]) -> Resul
     if native.first().is_some_and(|row| cell(row, 1) == "OFF") {
         return Ok(Vec::new());
     }
-    let rows = connection
-        .query(
-            "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, UPDATE_RULE, DELETE_RULE FROM information_schema.REFERENTIAL_CONSTRAINTS \
-             WHERE UPDATE_RULE IN ('CASCADE', 'SET NULL') OR DELETE_RULE IN ('CASCADE', 'SET NULL')",
-        )
-        .await?;
-    let selected =
-        |row: &&Vec<Option<String>>| tables.iter().any(|(facts, _)| facts.database == cell(row, 0) && facts.name == cell(row, 1));
-    let fault = |row: &Vec<Option<String>>| {
-        let rules = format!("ON UPDATE {} ON DELETE {}", cell(row, 3), cell(row, 4));
-        let table = format!("{}.{}", ident(cell(row, 0)), ident(cell(row, 1)));
-        Error::new(&codes::CASCADES, format!("foreign key {} changes rows without a trace in the binlog ({rules})", cell(row, 2)))
-            .at("table", format!("{}.{}", cell(row, 0), cell(row, 1)))
-            .hint(format!(
-                "Run ALTER TABLE {table} DROP FOREIGN KEY {}; and add it again with RESTRICT, or set `accept_cascades: true`.",
-                ident(cell(row, 2))
-            ))
-    };
-    Ok(rows.iter().filter(selected).map(fault).collect())
+    let mut found = Vec::new();
+    for (facts, _) in tables {
+        let table = format!("{}.{}", ident(&facts.database), ident(&facts.name));
+        // MariaDB's catalogue shows foreign keys only to those who may change the table; its definition shows them to all who may read it.
+        let rows = connection.query(&format!("SHOW CREATE TABLE {table}")).await?;
+        let text = rows.first().map_or("", |row| cell(row, 1));
+        for (name, rule) in text.lines().filter_map(cascade) {
+            found.push(
+                Error::new(&codes::CASCADES, format!("foreign key {name} changes rows without a trace in the binlog ({rule})"))
+                    .at("table", facts.full_name())
+                    .hint(format!(
+                        "Run ALTER TABLE {table} DROP FOREIGN KEY {}; and add it again with RESTRICT, or set `accept_cascades: true`.",
+                        ident(&name)
+                    )),
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// Name and rules of a foreign key that changes rows, from its line in a table's definition.
+fn cascade(line: &str) -> Option<(String, String)> {
+    let rest = line.trim_start().strip_prefix("CONSTRAINT `")?;
+    let (name, rest) = rest.split_once("` FOREIGN KEY ")?;
+    // Behind the bracket of the other table's columns there are only the rules.
+    let rule = rest.rsplit_once(')')?.1.trim().trim_end_matches(',');
+    (rule.contains("CASCADE") || rule.contains("SET NULL")).then(|| (name.replace("``", "`"), rule.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cascade;
+
+    #[test]
+    fn only_rules_that_change_rows_count() {
+        let line =
+            "  CONSTRAINT `a_``b` FOREIGN KEY (`item CASCADE`) REFERENCES `items` (`id`) ON DELETE SET NULL ON UPDATE CASCADE,";
+        assert_eq!(cascade(line), Some(("a_`b".into(), "ON DELETE SET NULL ON UPDATE CASCADE".into())));
+        assert_eq!(cascade("  CONSTRAINT `c` FOREIGN KEY (`CASCADE`) REFERENCES `items` (`id`)"), None);
+        assert_eq!(cascade("  `note` text COMMENT 'ON DELETE CASCADE',"), None);
+    }
 }

@@ -226,6 +226,7 @@ impl Decoder {
     fn other(&self, header: &Header) -> Result<Event> {
         match header.kind {
             kind::ANONYMOUS_GTID => Err(stops::anonymous(&self.reading)),
+            kind::GTID_TAGGED => Err(stops::tagged(&self.reading)),
             kind::INCIDENT => Err(stops::incident(&self.reading)),
             // Rows of a table that nobody selected change nothing here, whatever their form.
             kind::PARTIAL_UPDATE_ROWS => Err(stops::unknown(header.kind, &self.reading)),

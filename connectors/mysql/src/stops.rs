@@ -42,6 +42,12 @@ pub fn anonymous(spot: &Spot) -> Error {
         .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows.")
 }
 
+/// Transactions whose names have a tag.
+pub fn tagged(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::UNKNOWN_EVENT, "a transaction's GTID has a tag, which cannot be read yet"), spot)
+        .hint("Let no session set gtid_next to AUTOMATIC with a tag; `headwater explain HW3019` has more.")
+}
+
 /// The server lost something.
 pub fn incident(spot: &Spot) -> Error {
     at_spot(Error::new(&codes::INCIDENT, "the server says that its binlog lacks changes"), spot)
