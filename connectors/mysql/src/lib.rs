@@ -28,6 +28,8 @@ mod decode;
 mod decoder;
 mod document;
 mod error;
+#[cfg(test)]
+mod garbage;
 mod gtid;
 mod inspect;
 mod monitor;

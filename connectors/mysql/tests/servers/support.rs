@@ -261,7 +261,9 @@ pub fn shared(flavour: Flavour) -> &'static Server {
 }
 
 fn find(flavour: Flavour) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/mysql-path.sh");
+    // The daemon's tests use this file too, from the project's own directory.
+    let place = ["scripts", "../../scripts"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join("mysql-path.sh"));
+    let script = place.into_iter().find(|path| path.exists()).expect("scripts/mysql-path.sh");
     let output = Command::new(script).arg(flavour.name()).output().expect("scripts/mysql-path.sh runs");
     assert!(output.status.success(), "no {} to test with: {}", flavour.name(), String::from_utf8_lossy(&output.stderr));
     PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
