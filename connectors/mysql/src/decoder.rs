@@ -203,6 +203,7 @@ impl Decoder {
             kind::QUERY => self.query(Query::parse(body).map_err(|Torn| torn("a statement"))?, batch),
             kind::QUERY_COMPRESSED => self.compressed_query(body, batch),
             kind::XA_PREPARE => self.prepare(body),
+            kind::PARTIAL_UPDATE_ROWS => self.partial_update(body),
             kind::TRANSACTION_PAYLOAD => {
                 let events = payload::transaction(body, self.settings.max_event_bytes);
                 events.map(Event::Unpacked).map_err(|bad| stops::packed(bad, self.settings.max_event_bytes))
@@ -228,8 +229,6 @@ impl Decoder {
             kind::ANONYMOUS_GTID => Err(stops::anonymous(&self.reading)),
             kind::GTID_TAGGED => Err(stops::tagged(&self.reading)),
             kind::INCIDENT => Err(stops::incident(&self.reading)),
-            // Rows of a table that nobody selected change nothing here, whatever their form.
-            kind::PARTIAL_UPDATE_ROWS => Err(stops::unknown(header.kind, &self.reading)),
             kind::BEGIN_LOAD | kind::EXECUTE_LOAD => Err(stops::statement(None, &self.reading)),
             kind::STOP
             | kind::INTVAR
@@ -459,6 +458,17 @@ impl Decoder {
         {
             return Err(stops::prepared(&self.open_id()));
         }
+        Ok(Event::Row)
+    }
+
+    /// Differences of documents instead of rows. Of a table that nobody selected they count as one row, as they will the next time.
+    fn partial_update(&mut self, body: &[u8]) -> Result<Event> {
+        let id = table_map::id(body).map_err(|Torn| torn("the head of rows"))?;
+        let at = self.tables.find(id).ok_or_else(|| torn("rows of a table that was not described"))?;
+        if self.tables.get(at).shape.is_some() {
+            return Err(stops::unknown(kind::PARTIAL_UPDATE_ROWS, &self.reading));
+        }
+        self.count()?;
         Ok(Event::Row)
     }
 
