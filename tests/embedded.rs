@@ -1,6 +1,7 @@
 //! The embedded log of the real daemon on a disk that is full, with few file descriptors, and beside programs that read it.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use crate::support::{
     PATIENCE,
     daemon::{Daemon, Home},
     postgres::{Database, Postgres},
+    record::Record,
     wait_until,
 };
 
@@ -99,7 +101,7 @@ fn insert(database: &Database, from: u32, to: u32) {
 }
 
 fn is_complete(output: &str, count: usize) {
-    let keys: Vec<String> = output.lines().map(|line| crate::support::record::Record::parse(line).key).collect();
+    let keys: Vec<String> = output.lines().map(|line| Record::parse(line).key).collect();
     let expected: Vec<String> = (1..=count).map(|id| format!("{{\"id\":{id}}}")).collect();
     assert!(keys == expected, "{} events of {count}, or in another order", keys.len());
 }
@@ -139,6 +141,40 @@ fn a_full_disk_stops_the_log_and_nothing_else() {
     is_complete(&seen.stdout, 3_000);
     let check = disk.run(&home, &daemon, &["check"]);
     assert!(check.said().contains("MiB are free"), "{}", check.said());
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
+/// The same in the middle of a backfill: it goes on in the chunk it was in, and no row of it comes behind a change that it lacks.
+#[test]
+fn a_disk_that_fills_up_while_rows_are_read_costs_no_row_and_no_change() {
+    let server = Postgres::shared();
+    let database = server.database();
+    database.sql("CREATE TABLE public.orders (id int PRIMARY KEY, note text)");
+    insert(&database, 1, 3_000);
+    let home = Home::new();
+    home.shop(&database.url(), "public.orders", "      backfill: { rows_per_second: 1000 }\n");
+    let disk = Disk::pick();
+    let mut daemon = disk.start(&home);
+    daemon.wait_for("shop", "the first rows", |shop| shop["backfills"][0]["rows"].as_u64().is_some_and(|rows| rows > 0));
+    let data = disk.data(&home, &daemon);
+    disk.fill(&data);
+    let stuck = daemon.wait_for("shop", "a full disk", |shop| shop["state"] == "retrying");
+    assert!(["HW1226", "HW1227", "HW1201"].map(Some).contains(&stuck["error"]["code"].as_str()), "{stuck}");
+    database.sql("UPDATE public.orders SET note = 'changed' WHERE id IN (1, 3000); DELETE FROM public.orders WHERE id = 2000");
+    disk.free(&data, &daemon);
+    daemon.wait_for("shop", "the last rows", |shop| shop["backfills"][0]["state"] == "done");
+    daemon.wait_caught_up("shop");
+    let seen = disk.run(&home, &daemon, &["tail", "shop.orders", "--from", "earliest", "--until-end", "--format", "json"]);
+    let mut newest = BTreeMap::new();
+    let mut read = BTreeSet::new();
+    for record in seen.stdout.lines().map(Record::parse) {
+        assert!(record.op() != "r" || read.insert(record.key.clone()), "{} was read twice", record.key);
+        newest.insert(record.key.clone(), record.column("note").map(|note| note.to_string().len()));
+    }
+    newest.retain(|_, note| note.is_some());
+    let length = |id| if matches!(id, 1 | 3000) { "changed".len() + 2 } else { 500 + 2 };
+    let rows = (1..=3_000).filter(|id| *id != 2000).map(|id| (format!("{{\"id\":{id}}}"), Some(length(id))));
+    assert!(newest == rows.collect(), "{} rows", newest.len());
     assert_eq!(daemon.terminate(), Some(0));
 }
 
