@@ -140,8 +140,13 @@ impl Writer {
             _ if steps.len() < 6 && self.hot.is_none() => (Duration::from_millis(rng.u64(0..3_000)), NEVER),
             _ => return Duration::ZERO,
         };
-        let keys = steps.iter().flat_map(|step| step.old_key.into_iter().chain([step.key]).map(|key| (step.table, key)));
-        self.locked.extend(keys.map(|key| (key, until)));
+        for step in steps {
+            match step.op {
+                // The whole table is locked until it is seen: nobody changes a row of it in the meantime.
+                Op::Read | Op::Truncate => self.locked.extend((0..KEYS).map(|key| ((step.table, key), until))),
+                _ => self.locked.extend(step.old_key.into_iter().chain([step.key]).map(|key| ((step.table, key), until))),
+            }
+        }
         lag
     }
 
