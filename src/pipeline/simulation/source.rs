@@ -1,6 +1,9 @@
 //! The connector to the model server: what `connectors/postgres` does, in small, with the faults that it must not have.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use headwater_connector::{
@@ -116,6 +119,10 @@ impl SourceConnector for ModelConnector {
             (Some(_), IntentMode::Create) => {
                 if !again || self.server.slot_is_active() {
                     return Err(Error::new(&contract::CONNECTION_LOST, "another process made or uses the slot"));
+                }
+                if self.world.committed().base > 0 {
+                    // A first start that was frozen behind its proof takes an idle successor's slot. The successor stops by name.
+                    self.world.harmed.store(true, Ordering::Relaxed);
                 }
                 self.world.tally().orphans += 1;
                 self.server.create_slot()
