@@ -239,13 +239,14 @@ impl Broker {
         (records, false)
     }
 
-    /// Whether the refresh topic names a row that lacks columns.
+    /// Whether the refresh topic names a row that lacks columns, or may do so soon.
     pub fn lacks_columns(&self) -> bool {
+        let (records, is_cut) = self.read_where(|one| one.topic.ends_with(".refresh"));
         let mut pending = BTreeMap::new();
-        for record in self.read_where(|one| one.topic.ends_with(".refresh")).0 {
+        for record in records {
             pending.insert(record.key, record.value.is_some());
         }
-        pending.into_values().any(|is_pending| is_pending)
+        is_cut || pending.into_values().any(|is_pending| is_pending)
     }
 
     /// Everything that was ever committed, for the checker.
