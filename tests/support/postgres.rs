@@ -53,16 +53,24 @@ impl Postgres {
             process: Mutex::new(None),
             databases: AtomicU32::new(0),
         };
-        as_server_user_owns(&[server.dir.path()]);
+        // By hand, since not every build of the server brings pg_basebackup.
+        let mut client = self.client("postgres");
+        client.batch_execute("SELECT pg_backup_start('standby', true)").expect("a backup");
+        let copied = Command::new("cp").arg("-a").args([self.data(), server.data()]).status();
+        assert!(copied.expect("cp runs").success(), "the data directory can be copied");
+        let label: String =
+            client.query_one("SELECT labelfile FROM pg_backup_stop(false)", &[]).expect("the end of the backup").get(0);
+        fs::remove_file(server.data().join("postmaster.pid")).expect("the primary's file");
+        let slots = fs::read_dir(server.data().join("pg_replslot")).expect("the slots");
+        slots.for_each(|slot| fs::remove_dir_all(slot.expect("a slot").path()).expect("a slot can be removed"));
+        let (label_file, signal_file) = (server.data().join("backup_label"), server.data().join("standby.signal"));
+        fs::write(&label_file, label).expect("backup_label");
+        fs::write(&signal_file, "").expect("standby.signal");
+        as_server_user_owns(&[server.dir.path(), &label_file, &signal_file]);
         let source = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD}", self.port);
-        let mut copy = self.program("pg_basebackup");
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &source, "--pgdata"])
-            .arg(server.data());
-        let output = copy.output().expect("pg_basebackup runs");
-        assert!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
         let config = server.data().join("postgresql.conf");
         let mut text = fs::read_to_string(&config).expect("postgresql.conf");
-        text.push_str(&format!("port = {}\n{}\n", server.port, settings.join("\n")));
+        text.push_str(&format!("port = {}\nprimary_conninfo = '{source}'\n{}\n", server.port, settings.join("\n")));
         fs::write(config, text).expect("postgresql.conf");
         server.launch();
         server
