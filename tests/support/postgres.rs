@@ -286,6 +286,11 @@ impl Database<'_> {
         self.server.client(&self.name)
     }
 
+    /// The same where the server may refuse it now.
+    pub fn try_client(&self) -> Result<Client, postgres::Error> {
+        self.server.connect(&self.name)
+    }
+
     /// The name of the one slot that is not the oracle's.
     pub fn slot(&self) -> String {
         self.value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND plugin = 'pgoutput'")
