@@ -3,7 +3,6 @@
 mod backfill;
 mod backfill_views;
 mod bad_input;
-mod binlog;
 mod checker;
 mod cli;
 mod control;
