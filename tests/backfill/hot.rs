@@ -143,6 +143,15 @@ fn expect_table(database: &Database, home: &Home) {
     assert_eq!(record.column("body").and_then(serde_json::Value::as_str), Some(rows[0][2].as_str()));
 }
 
+/// Lets everything come to rest and holds the topic against the table.
+fn settle(writers: Writers, daemon: &mut Daemon, watch: &mut Watch, (database, home): (&Database, &Home)) {
+    writers.stop();
+    daemon.wait_caught_up("shop");
+    wait_refreshed(home);
+    watch.look(home);
+    expect_table(database, home);
+}
+
 fn written_without_a_pause(statement: fn(&mut Rng) -> &'static str) {
     let server = Postgres::shared();
     let database = server.database();
@@ -155,11 +164,7 @@ fn written_without_a_pause(statement: fn(&mut Rng) -> &'static str) {
     daemon.kill9();
     let mut daemon = home.start();
     watch.wait_whole(&mut daemon, &home, &writers, TIMES);
-    writers.stop();
-    daemon.wait_caught_up("shop");
-    wait_refreshed(&home);
-    watch.look(&home);
-    expect_table(&database, &home);
+    settle(writers, &mut daemon, &mut watch, (&database, &home));
     assert_eq!(daemon.terminate(), Some(0));
 }
 
@@ -210,11 +215,7 @@ fn a_table_that_is_rewritten_is_not_published_with_the_values_that_it_had_before
         rewritten.push(rows[0][0].parse::<u64>().expect("a version"));
     }
     watch.wait_whole(&mut daemon, &home, &writers, 1);
-    writers.stop();
-    daemon.wait_caught_up("shop");
-    wait_refreshed(&home);
-    watch.look(&home);
-    expect_table(&database, &home);
+    settle(writers, &mut daemon, &mut watch, (&database, &home));
     for (version, body) in watch.bodies {
         let rounds = rewritten.iter().filter(|at| **at < version).count();
         let is_at_once = rewritten.contains(&version);

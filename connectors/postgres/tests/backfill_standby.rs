@@ -4,11 +4,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use headwater_connector::{Batch, ChunkRequest, Kind, Limits, Position, Source, SourceConnector, Start};
+use headwater_connector::{ChunkRequest, Kind, SourceConnector, Start};
 use serde_json::json;
 use support::{
     Postgres,
-    chunks::{Held, chunk, chunk_error, first, rows, waiting},
+    chunks::{Held, chunk, chunk_error, first, passes, rows, waiting},
     connector, eventually, is, next,
 };
 
@@ -47,22 +47,6 @@ async fn begin_on_standby(connector: &dyn SourceConnector, primary: &Postgres) -
     }
 }
 
-/// Reads the stream until it has passed a barrier.
-async fn passes(source: &mut dyn Source, barrier: &Position) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !source.passed(barrier).unwrap() {
-        let limits = Limits { max_wait: Duration::from_millis(200), ..Limits::default() };
-        source.next_batch(&mut Batch::default(), &limits).await.unwrap();
-        assert!(Instant::now() < deadline, "the barrier {barrier} is not passed");
-    }
-}
-
-fn pause(standby: &Postgres, pauses: bool) {
-    let (function, state) = if pauses { ("pause", "paused") } else { ("resume", "not paused") };
-    standby.sql("postgres", &format!("SELECT pg_wal_replay_{function}()"));
-    eventually("the replay obeys", || standby.sql("postgres", "SELECT pg_get_wal_replay_pause_state()") == state);
-}
-
 async fn rows_of_a_standby(major: u32) {
     let (primary, database) = primary(major);
     let standby = primary.standby("sb", &[]);
@@ -77,11 +61,11 @@ async fn rows_of_a_standby(major: u32) {
     let (before, batch) = chunk(reader.as_mut(), &request).await;
     assert_eq!(rows(&batch).len(), 9);
     passes(source.as_mut(), &before.barrier).await;
-    pause(&standby, true);
+    standby.pause_replay(true);
     open.end("COMMIT");
     let (paused, batch) = chunk(reader.as_mut(), &request).await;
     assert_eq!(rows(&batch).len(), 9);
-    pause(&standby, false);
+    standby.pause_replay(false);
     let streamed = next(source.as_mut()).await.unwrap();
     let id = streamed.transaction_id(&streamed.transactions()[0]);
     let (after, batch) = chunk(reader.as_mut(), &request).await;

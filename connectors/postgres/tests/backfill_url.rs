@@ -2,13 +2,11 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
-use headwater_connector::{Batch, ChunkRequest, Kind, Level, Limits, Position, Source, SourceConnector};
+use headwater_connector::{ChunkRequest, Kind, Level, Source, SourceConnector};
 use serde_json::json;
 use support::{
     Postgres, begin,
-    chunks::{Held, chunk, chunk_error, first, rows, waiting},
+    chunks::{Held, chunk, chunk_error, first, passes, rows, waiting},
     connector, eventually, is, next,
 };
 
@@ -32,22 +30,6 @@ async fn open(connector: &dyn SourceConnector) -> Box<dyn Source> {
     connector.open(&start.identity, &start.position).await.unwrap()
 }
 
-/// Reads the stream until it has passed a barrier.
-async fn passes(source: &mut dyn Source, barrier: &Position) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !source.passed(barrier).unwrap() {
-        let limits = Limits { max_wait: Duration::from_millis(200), ..Limits::default() };
-        source.next_batch(&mut Batch::default(), &limits).await.unwrap();
-        assert!(Instant::now() < deadline, "the barrier {barrier} is not passed");
-    }
-}
-
-fn pause(standby: &Postgres, pauses: bool) {
-    let (function, state) = if pauses { ("pause", "paused") } else { ("resume", "not paused") };
-    standby.sql("postgres", &format!("SELECT pg_wal_replay_{function}()"));
-    eventually("the replay obeys", || standby.sql("postgres", "SELECT pg_get_wal_replay_pause_state()") == state);
-}
-
 /// On the standby nothing is waited for but the replay: a transaction that is open on the primary does not concern its rows, and one
 /// that waits for a synchronous standby on the primary is visible here already.
 async fn a_standby_is_judged_by_what_it_has_replayed(major: u32) {
@@ -65,7 +47,7 @@ async fn a_standby_is_judged_by_what_it_has_replayed(major: u32) {
     assert_eq!(rows(&batch).len(), 9);
     passes(source.as_mut(), &before.barrier).await;
     // The standby's rows are old from now on, and what the stream brings is not visible to them.
-    pause(&standby, true);
+    standby.pause_replay(true);
     open.end("COMMIT");
     let streamed = next(source.as_mut()).await.unwrap();
     let id = streamed.transaction_id(&streamed.transactions()[0]);
@@ -76,7 +58,7 @@ async fn a_standby_is_judged_by_what_it_has_replayed(major: u32) {
     let behind = ChunkRequest { gate: Some(reader.gate().await.unwrap()), ..first("public.t", 50) };
     let told = waiting(reader.as_mut(), &behind).await;
     assert!(told.contains("to replay the log to"), "{told}");
-    pause(&standby, false);
+    standby.pause_replay(false);
     primary.replayed_by(&standby);
     let (after, batch) = chunk(reader.as_mut(), &behind).await;
     assert_eq!(rows(&batch).len(), 10);
@@ -102,7 +84,7 @@ async fn another_standby_that_sees_less_than_was_read_already_is_waited_for() {
     let (primary, standby, database) = pair(15);
     let late = primary.standby("late", &[]);
     primary.replayed_by(&late);
-    pause(&late, true);
+    late.pause_replay(true);
     let hosts = format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/{database}", standby.port, late.port);
     let connector = reading_from(&primary.url(&database), &hosts);
     let source = open(&*connector).await;
@@ -116,7 +98,7 @@ async fn another_standby_that_sees_less_than_was_read_already_is_waited_for() {
         let told = waiting(reader.as_mut(), &first("public.t", 50)).await;
         assert!(told.contains("to replay the log to"), "{told}");
     }
-    pause(&late, false);
+    late.pause_replay(false);
     primary.replayed_by(&late);
     assert_eq!(rows(&chunk(reader.as_mut(), &first("public.t", 50)).await.1).len(), 10);
     source.close().await.unwrap();
@@ -189,7 +171,7 @@ async fn check_looks_at_the_standby() {
     let found = check(standby.url(&database).replace("postgres@", "postgres:hunter2@"), Level::Warning).await;
     one(&found, &["HW2030", "backfill_url"]);
     assert!(!format!("{found:?}").contains("hunter2"));
-    pause(&standby, true);
+    standby.pause_replay(true);
     one(&check(standby.url(&database), Level::Warning).await, &["HW2075", "paused"]);
     standby.shut_down();
     one(&check(standby.url(&database), Level::Error).await, &["backfill_url", &standby.port.to_string()]);

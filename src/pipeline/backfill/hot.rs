@@ -177,16 +177,7 @@ fn are_alike(a: &Schema, b: &Schema) -> bool {
 mod tests {
     use headwater_connector::{Before, Column, Type};
 
-    use super::*;
-
-    /// Sees transactions whose number is below its own.
-    struct Below(u32);
-
-    impl Snapshot for Below {
-        fn sees(&self, transaction: &str) -> bool {
-            transaction.parse::<u32>().unwrap() < self.0
-        }
-    }
+    use super::{super::journal::tests::Below, *};
 
     fn schema() -> Arc<Schema> {
         let column = |name: &str| Column { name: name.into(), r#type: Type::Int64, source_type: "int8".into(), nullable: false };

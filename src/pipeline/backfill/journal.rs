@@ -251,11 +251,11 @@ impl<'a> Iterator for Keys<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     /// Sees transactions whose number is below its own.
-    struct Below(u32);
+    pub struct Below(pub u32);
 
     impl Snapshot for Below {
         fn sees(&self, transaction: &str) -> bool {

@@ -2,9 +2,11 @@
 
 #![allow(dead_code)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use headwater_connector::{Batch, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Row, SourceConnector, TableReader, Value};
+use headwater_connector::{
+    Batch, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Limits, Position, Row, Source, SourceConnector, TableReader, Value,
+};
 
 use super::{Postgres, begin, connector};
 
@@ -14,6 +16,16 @@ pub async fn reader(server: &Postgres, database: &str) -> (Box<dyn SourceConnect
     begin(connector.as_ref()).await;
     let reader = connector.reader().await.expect("a reader");
     (connector, reader)
+}
+
+/// Reads the stream until it has passed a barrier.
+pub async fn passes(source: &mut dyn Source, barrier: &Position) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !source.passed(barrier).unwrap() {
+        let limits = Limits { max_wait: Duration::from_millis(200), ..Limits::default() };
+        source.next_batch(&mut Batch::default(), &limits).await.unwrap();
+        assert!(Instant::now() < deadline, "the barrier {barrier} is not passed");
+    }
 }
 
 /// A request for the first rows of a table.

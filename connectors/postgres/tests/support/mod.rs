@@ -220,6 +220,13 @@ impl Postgres {
         eventually("the standby replays", || standby.sql("postgres", &sql) == "t");
     }
 
+    /// Has this standby stop its replay, or go on with it.
+    pub fn pause_replay(&self, pauses: bool) {
+        let (function, state) = if pauses { ("pause", "paused") } else { ("resume", "not paused") };
+        self.sql("postgres", &format!("SELECT pg_wal_replay_{function}()"));
+        eventually("the replay obeys", || self.sql("postgres", "SELECT pg_get_wal_replay_pause_state()") == state);
+    }
+
     fn touch(&self, name: &str) {
         let path = self.data().join(name);
         std::fs::write(&path, "").expect("a signal file");
