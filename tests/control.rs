@@ -129,9 +129,9 @@ fn new_files_change_what_they_change_and_nothing_else() {
     for name in ["shop", "notes", "more"] {
         daemon.wait_caught_up(name);
     }
-    assert_eq!(home.tail("notes.tags").len(), 1);
-    assert_eq!(home.tail("more.notes").len(), 1);
-    assert_eq!(home.tail("shop.orders").len(), 1);
+    // What is streamed before a table's rows are read may be read once more.
+    let created = |topic: &str| home.tail(topic).iter().filter(|record| record.op() == "c").count();
+    assert_eq!(["notes.tags", "more.notes", "shop.orders"].map(created), [1, 1, 1]);
     assert_eq!(walsender(), undisturbed, "the connector that did not change was reopened");
     // One leaves.
     std::fs::remove_file(home.path("connectors/more.yaml")).expect("the file goes");

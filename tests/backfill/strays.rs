@@ -108,6 +108,11 @@ fn a_refresh_that_waits_while_a_backfill_begins_is_not_forgotten() {
     });
     // The look-up of the second waits behind a lock until the stream stands still.
     database.sql("UPDATE public.side SET id = 2");
+    // Published first: the look at a table's description waits behind such a lock too.
+    wait_until("the other table's event", PATIENCE, || match home.tail("shop.side").len() {
+        0 => Err("none".to_owned()),
+        _ => Ok(()),
+    });
     let (mut writer, mut locker) = (database.client(), database.client());
     writer.batch_execute("BEGIN; UPDATE public.doc SET ver = 3").expect("an update");
     let locking = std::thread::spawn(move || {
