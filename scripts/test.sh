@@ -39,6 +39,11 @@ if [ "${#majors[@]}" = 0 ]; then echo "no PostgreSQL to test with"; exit 1; fi
 on() { local bin=HEADWATER_PG_BIN_$1; export HEADWATER_PG_BIN=${!bin}; }
 oldest=${majors[0]} newest=${majors[${#majors[@]} - 1]}
 
+while read -r flavour base; do
+    flavour=${flavour^^}
+    export "HEADWATER_${flavour}_BASE=$base"
+done < <(scripts/mysql-path.sh --all)
+
 # Suites of the PostgreSQL source that every version has to pass; the others start the version that they are about.
 on_each=" suite stops slots publications rows ddl types login backfill backfill_states "
 each=() rest=(--lib)
@@ -75,6 +80,7 @@ suite "contract" cargo test --quiet --no-fail-fast -p headwater-connector
 suite "PostgreSQL source on ${majors[*]}" versions
 on "$newest"
 suite "PostgreSQL source, the rest" cargo test --quiet --no-fail-fast -p headwater-postgres "${rest[@]}"
+suite "MySQL source on MariaDB and MySQL" cargo test --quiet --no-fail-fast -p headwater-mysql
 suite "units and logs" cargo test --lib --quiet -- --skip simulation --skip traces::
 suite "black box on PostgreSQL $newest" cargo test --test blackbox --quiet -- --skip kills_lose
 on "$oldest"

@@ -5,7 +5,7 @@ use headwater_connector::ConnectorKind;
 use crate::config::closest::closest;
 
 /// Every kind of connector, in the order of lists.
-pub static CONNECTORS: &[&dyn ConnectorKind] = &[&headwater_postgres::POSTGRES];
+pub static CONNECTORS: &[&dyn ConnectorKind] = &[&headwater_mysql::MYSQL, &headwater_postgres::POSTGRES];
 
 /// The kind of this name or synonym; else the closest name, if one is close.
 pub fn find(kinds: &[&'static dyn ConnectorKind], name: &str) -> Result<&'static dyn ConnectorKind, Option<&'static str>> {

@@ -3,6 +3,7 @@
 mod backfill;
 mod backfill_views;
 mod bad_input;
+mod binlog;
 mod checker;
 mod cli;
 mod control;

@@ -194,7 +194,7 @@ pub fn main_page(whole: &Json) -> String {
         "# The config file\n\n{GENERATED}\n\nYAML, TOML or JSON, by the file's extension. A secret is `{{ env: NAME }}`, \
          `{{ file: PATH }}`, or the text itself, about\nwhich `check` warns. Relative paths begin at the file that says them. \
          Variables of the environment override options:\n`HEADWATER_LOG__PREFIX` is `log.prefix`; lists are separated by commas.\n\n{}\n\
-         The parts of it: [log](log.md), [events](events.md), and for `connectors.NAME.source` [postgres](postgres.md).\n",
+         The parts of it: [log](log.md), [events](events.md), and for `connectors.NAME.source` [mysql](mysql.md), [postgres](postgres.md).\n",
         markdown(&rows.collect::<Vec<_>>())
     )
 }

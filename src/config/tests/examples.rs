@@ -20,6 +20,8 @@ const MAIN_FILES: &[(&str, &[&str])] = &[
     ("compose/headwater.yaml", &["SHOP"]),
     ("examples/all-options.yaml", &["SHOP"]),
     ("examples/kafka-sasl.yaml", &["ORDERS", "LOG"]),
+    ("examples/mariadb-to-embedded.yaml", &["SHOP"]),
+    ("examples/mysql-to-kafka.yaml", &["SHOP"]),
     ("examples/postgres-to-embedded.yaml", &[]),
     ("examples/postgres-to-kafka.yaml", &["SHOP"]),
     ("examples/several-files/headwater.yaml", &["SHOP", "BILLING"]),

@@ -1,0 +1,275 @@
+//! What the server's catalogue tells about tables, in the form in which the binlog describes them.
+
+use std::collections::BTreeMap;
+
+use headwater_connector::Result;
+
+use crate::{
+    config::Settings,
+    connection::{Connection, Flavour, literal},
+    table_map::{Column, field},
+    types::Hint,
+};
+
+/// A table as it is now.
+#[derive(Clone, Debug, Default)]
+pub struct TableFacts {
+    /// Database
+    pub database: String,
+    /// Table
+    pub name: String,
+    /// In their order.
+    pub columns: Vec<ColumnFacts>,
+    /// The primary key's columns, else those of the first unique index over columns that are NOT NULL.
+    pub key: Vec<String>,
+    /// Unique indexes over columns that are NOT NULL, the primary key included.
+    pub unique: Vec<Vec<String>>,
+    /// Roughly.
+    pub estimated_rows: Option<u64>,
+}
+
+/// A column as it is now.
+#[derive(Clone, Debug)]
+pub struct ColumnFacts {
+    /// As the binlog describes it.
+    pub column: Column,
+    /// What the binlog cannot tell.
+    pub hint: Hint,
+}
+
+impl TableFacts {
+    /// `database.table`
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.database, self.name)
+    }
+
+    /// A column by its name.
+    pub fn column(&self, name: &str) -> Option<&ColumnFacts> {
+        self.columns.iter().find(|facts| facts.column.name.as_deref() == Some(name))
+    }
+}
+
+/// The tables that the options select.
+pub async fn selected(connection: &mut Connection, settings: &Settings) -> Result<Vec<TableFacts>> {
+    let rows = connection
+        .query("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE' ORDER BY 1, 2")
+        .await?;
+    let mut tables = Vec::new();
+    for row in rows {
+        let (database, name) = (cell(&row, 0), cell(&row, 1));
+        if settings.selects(database, name)
+            && let Some(facts) = table(connection, database, name).await?
+        {
+            tables.push(facts);
+        }
+    }
+    Ok(tables)
+}
+
+/// One table; none if it is not there.
+pub async fn table(connection: &mut Connection, database: &str, name: &str) -> Result<Option<TableFacts>> {
+    let place = format!("TABLE_SCHEMA = {} AND TABLE_NAME = {}", literal(database), literal(name));
+    let rows = connection.query(&format!("SELECT TABLE_ROWS FROM information_schema.TABLES WHERE {place}")).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let mut facts = TableFacts {
+        database: database.to_owned(),
+        name: name.to_owned(),
+        estimated_rows: cell(row, 0).parse().ok(),
+        ..TableFacts::default()
+    };
+    let documents = documents(connection, database, name).await?;
+    let rows = connection
+        .query(&format!(
+            "SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH, NUMERIC_PRECISION, NUMERIC_SCALE, \
+             DATETIME_PRECISION, IS_NULLABLE, EXTRA FROM information_schema.COLUMNS WHERE {place} ORDER BY ORDINAL_POSITION"
+        ))
+        .await?;
+    facts.columns = rows.iter().map(|row| column(row, &documents)).collect();
+    let rows = connection
+        .query(&format!(
+            "SELECT INDEX_NAME, COLUMN_NAME, SUB_PART, NULLABLE FROM information_schema.STATISTICS \
+             WHERE {place} AND NON_UNIQUE = 0 ORDER BY INDEX_NAME <> 'PRIMARY', INDEX_NAME, SEQ_IN_INDEX"
+        ))
+        .await?;
+    let mut indexes: Vec<(String, Option<Vec<String>>)> = Vec::new();
+    for row in &rows {
+        let index = cell(row, 0);
+        if indexes.last().is_none_or(|(name, _)| name != index) {
+            indexes.push((index.to_owned(), Some(Vec::new())));
+        }
+        // A part that may be NULL, is computed, or is only the beginning of a column tells no rows apart.
+        let fits = cell(row, 3) != "YES" && !cell(row, 1).is_empty() && (cell(row, 2).is_empty() || index == "PRIMARY");
+        if let Some((_, columns)) = indexes.last_mut() {
+            match columns {
+                Some(columns) if fits => columns.push(cell(row, 1).to_owned()),
+                _ => *columns = None,
+            }
+        }
+    }
+    facts.unique = indexes.into_iter().filter_map(|(_, columns)| columns).collect();
+    facts.key = facts.unique.first().cloned().unwrap_or_default();
+    Ok(Some(facts))
+}
+
+/// MariaDB's columns of type JSON: LONGTEXT with a check of the column's own.
+async fn documents(connection: &mut Connection, database: &str, name: &str) -> Result<Vec<String>> {
+    if connection.flavour == Flavour::Mysql {
+        return Ok(Vec::new());
+    }
+    let (database, name) = (literal(database), literal(name));
+    let rows = connection
+        .query(&format!(
+            "SELECT CONSTRAINT_NAME, CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS \
+             WHERE CONSTRAINT_SCHEMA = {database} AND TABLE_NAME = {name}"
+        ))
+        .await?;
+    let valid = |row: &Vec<Option<String>>| {
+        let column = cell(row, 0);
+        cell(row, 1).eq_ignore_ascii_case(&format!("json_valid(`{}`)", column.replace('`', "``"))).then(|| column.to_owned())
+    };
+    Ok(rows.iter().filter_map(valid).collect())
+}
+
+fn column(row: &[Option<String>], documents: &[String]) -> ColumnFacts {
+    let (name, data_type, full_type) = (cell(row, 0), cell(row, 1).to_ascii_lowercase(), cell(row, 2));
+    let number = |at: usize| cell(row, at).parse::<u32>().unwrap_or(0);
+    let (octets, precision, scale, digits) = (number(4), number(5), number(6), number(7) as u16);
+    let mut hint = if documents.iter().any(|document| document == name) { Hint::Json } else { Hint::Plain };
+    let (kind, meta) = match data_type.as_str() {
+        "tinyint" => (field::TINY, 0),
+        "smallint" => (field::SHORT, 0),
+        "mediumint" => (field::INT24, 0),
+        "int" => (field::LONG, 0),
+        "bigint" => (field::LONGLONG, 0),
+        "float" => (field::FLOAT, 4),
+        "double" => (field::DOUBLE, 8),
+        "decimal" => (field::NEWDECIMAL, u16::from_be_bytes([precision as u8, scale as u8])),
+        "bit" => (field::BIT, ((precision / 8) as u16) << 8 | (precision % 8) as u16),
+        "year" => (field::YEAR, 0),
+        "date" => (field::DATE, 0),
+        "time" => (field::TIME2, digits),
+        "datetime" => (field::DATETIME2, digits),
+        "timestamp" => (field::TIMESTAMP2, digits),
+        "char" | "binary" => (field::STRING, octets as u16),
+        "varchar" | "varbinary" => (field::VARCHAR, octets as u16),
+        "tinytext" | "tinyblob" => (field::BLOB, 1),
+        "text" | "blob" => (field::BLOB, 2),
+        "mediumtext" | "mediumblob" => (field::BLOB, 3),
+        "longtext" | "longblob" => (field::BLOB, 4),
+        "enum" => (field::ENUM, 1),
+        "set" => (field::SET, 8),
+        "json" => (field::JSON, 4),
+        "vector" => (field::VECTOR, 4),
+        "uuid" | "inet6" => (field::STRING, 16),
+        "inet4" => (field::STRING, 4),
+        _ => (field::GEOMETRY, 4),
+    };
+    match data_type.as_str() {
+        "uuid" => hint = Hint::Uuid,
+        "inet6" => hint = Hint::Inet6,
+        "inet4" => hint = Hint::Inet4,
+        _ => {}
+    }
+    let is_list = matches!(kind, field::ENUM | field::SET);
+    let column = Column {
+        field: kind,
+        meta,
+        nullable: cell(row, 8) == "YES",
+        unsigned: full_type.to_ascii_lowercase().contains("unsigned"),
+        name: Some(name.to_owned()),
+        // The labels of a list come as UTF-8 here, whatever its character set is.
+        collation: Some(if is_list { 45 } else { collation(cell(row, 3)) }),
+        labels: if is_list { labels(full_type) } else { Vec::new() },
+        invisible: cell(row, 9).contains("INVISIBLE"),
+    };
+    ColumnFacts { column, hint }
+}
+
+/// Some collation of a character set: all of one are read alike.
+fn collation(charset: &str) -> u64 {
+    let known: BTreeMap<&str, u64> = [
+        ("big5", 1),
+        ("cp850", 4),
+        ("dec8", 3),
+        ("hp8", 6),
+        ("koi8r", 7),
+        ("latin1", 8),
+        ("latin2", 9),
+        ("swe7", 10),
+        ("ascii", 11),
+        ("ujis", 12),
+        ("sjis", 13),
+        ("hebrew", 16),
+        ("tis620", 18),
+        ("euckr", 19),
+        ("koi8u", 22),
+        ("gb2312", 24),
+        ("greek", 25),
+        ("cp1250", 26),
+        ("gbk", 28),
+        ("latin5", 30),
+        ("armscii8", 32),
+        ("utf8", 33),
+        ("utf8mb3", 33),
+        ("ucs2", 35),
+        ("cp866", 36),
+        ("keybcs2", 37),
+        ("macce", 38),
+        ("macroman", 39),
+        ("cp852", 40),
+        ("latin7", 41),
+        ("utf8mb4", 45),
+        ("cp1251", 51),
+        ("utf16", 54),
+        ("utf16le", 56),
+        ("cp1256", 57),
+        ("cp1257", 59),
+        ("utf32", 60),
+        ("geostd8", 92),
+        ("cp932", 95),
+        ("eucjpms", 97),
+        ("gb18030", 248),
+    ]
+    .into();
+    known.get(charset).copied().unwrap_or(63)
+}
+
+/// The labels in `enum('a','it''s')`.
+fn labels(full_type: &str) -> Vec<Vec<u8>> {
+    let mut labels = Vec::new();
+    let mut rest = full_type;
+    while let Some((_, inside)) = rest.split_once('\'') {
+        let mut label = String::new();
+        let mut tail = inside;
+        loop {
+            let Some((text, behind)) = tail.split_once('\'') else { return labels };
+            label.push_str(text);
+            match behind.strip_prefix('\'') {
+                Some(more) => {
+                    label.push('\'');
+                    tail = more;
+                }
+                None => {
+                    rest = behind;
+                    break;
+                }
+            }
+        }
+        labels.push(label.into_bytes());
+    }
+    labels
+}
+
+/// A cell's text; empty for NULL.
+pub fn cell(row: &[Option<String>], at: usize) -> &str {
+    row.get(at).and_then(Option::as_deref).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn labels_are_taken_out_of_their_quotes() {
+        let found = super::labels("enum('a','it''s','','x,y')");
+        assert_eq!(found, [&b"a"[..], b"it's", b"", b"x,y"]);
+    }
+}

@@ -1,0 +1,43 @@
+//! The codes of this connector, one page each in `codes/`.
+
+headwater_connector::codes! { "codes";
+    LOGIN_REFUSED = "HW3000", Environment, "the server refused the login";
+    UNSAFE_LOGIN = "HW3001", Environment, "the server asks for a password in an unsafe way";
+    PRIVILEGE = "HW3002", Environment, "a privilege is missing";
+    BUSY = "HW3003", Retry, "the server takes no connection now";
+    REFUSED = "HW3004", Environment, "the server refused a statement";
+    TLS = "HW3005", Environment, "TLS cannot be used";
+    BAD_OPTION = "HW3006", Config, "an option of a MySQL source is wrong";
+    TOO_OLD = "HW3007", Environment, "the server is too old or of an unknown kind";
+    BINLOG_OFF = "HW3008", Environment, "the server does not write the binlog that is needed";
+    GTID_OFF = "HW3009", Environment, "the server does not name its transactions";
+    TABLE_MISSING = "HW3010", Config, "a pattern matches no table";
+    NO_USABLE_KEY = "HW3011", Config, "a table has no usable key";
+    OTHER_SOURCE = "HW3012", Config, "the source is not the one of the checkpoint";
+    PURGED = "HW3013", Lost, "the server has deleted binlog that is needed";
+    SERVER_BEHIND = "HW3014", Lost, "the server lacks transactions that are published";
+    PARTIAL_MISMATCH = "HW3015", Lost, "the partly published transaction is not there";
+    STREAM_BEHIND = "HW3016", Bug, "the stream brings a transaction twice";
+    TRUNCATE_STOPPED = "HW3017", Data, "a table was truncated";
+    PROTOCOL = "HW3018", Bug, "the server sent what cannot be decoded";
+    UNKNOWN_EVENT = "HW3019", Environment, "the binlog holds an event that is not known";
+    STATEMENT = "HW3020", Environment, "rows were changed by a statement in the binlog";
+    ROW_IMAGE = "HW3021", Environment, "the binlog does not hold whole rows";
+    METADATA = "HW3022", Environment, "the binlog does not describe the columns";
+    COLUMN_TYPE = "HW3023", Environment, "a column has a type that cannot be read";
+    LAYOUT = "HW3024", Environment, "the catalogue does not fit the binlog";
+    TOO_LARGE = "HW3025", Environment, "an event is larger than is allowed";
+    XA = "HW3026", Environment, "rows were changed in a prepared transaction";
+    INCIDENT = "HW3027", Lost, "the server lost binlog";
+    CHECKSUM = "HW3028", Retry, "an event was damaged";
+    ZERO_DATE = "HW3029", Data, "a date is no date of the calendar";
+    SERVER_ID = "HW3030", Environment, "the server id is taken";
+    UNVERIFIED = "HW3031", Environment, "the connection is encrypted but not verified";
+    PASSWORD_IN_URL = "HW3032", Config, "the password stands in the url";
+    RETENTION = "HW3033", Environment, "the server deletes its binlog soon";
+    DURABILITY = "HW3034", Environment, "a crash of the server can lose transactions that are published";
+    CASCADES = "HW3035", Config, "foreign keys change rows without a trace in the binlog";
+    NO_BACKFILL = "HW3036", Config, "rows that are there already cannot be read yet";
+    NOTHING_TO_REBIND = "HW3037", Config, "there is no position to keep";
+    ROLLED_BACK = "HW3038", Environment, "the binlog holds a transaction that was partly rolled back";
+}

@@ -1,0 +1,248 @@
+//! The configured source: looks, prepares, creates, verifies, opens.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use headwater_connector::{
+    Action, BackfillOptions, Condition, Error, Finding, Identity, Intent, IntentMode, Position, Result, Schema, Source,
+    SourceConnector, Start, Survey, Table, TableReader,
+};
+
+use crate::{
+    catalog::{self, TableFacts},
+    check, codes,
+    config::Settings,
+    connection::{Connection, Flavour, literal},
+    inspect,
+    position::Place,
+    relation,
+    source::MysqlSource,
+    stream::Stream,
+};
+
+/// An idle server says so this often.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// One that is silent for longer is gone.
+const SILENCE: Duration = Duration::from_secs(60);
+
+const REGISTER_REPLICA: u8 = 21;
+const DUMP: u8 = 18;
+const DUMP_GTID: u8 = 30;
+
+/// See the module's page.
+pub struct MysqlConnector {
+    settings: Arc<Settings>,
+}
+
+impl MysqlConnector {
+    /// Touches nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings: Arc::new(settings) }
+    }
+
+    async fn session(&self) -> Result<(Connection, Identity)> {
+        let mut connection = Connection::open(&self.settings.server).await?;
+        connection.require_version()?;
+        let identity = inspect::identity(&mut connection).await?;
+        Ok((connection, identity))
+    }
+
+    /// Everything that a first start needs; the first fault if there is one.
+    async fn require_ready(&self, connection: &mut Connection) -> Result<()> {
+        let mut faults = inspect::faults(connection, &self.settings).await?;
+        let (tables, more) = select(connection, &self.settings).await?;
+        faults.extend(more);
+        if !self.settings.accept_cascades {
+            faults.extend(check::cascades(connection, &tables).await?);
+        }
+        if faults.is_empty() { Ok(()) } else { Err(faults.remove(0)) }
+    }
+
+    /// Tells the server who we are and from where on it is to send.
+    async fn dump(&self, mut connection: Connection, place: &Place) -> Result<Stream> {
+        let settings = &self.settings;
+        let (beat, uuid) = (HEARTBEAT.as_nanos(), literal(&settings.replica_uuid));
+        connection
+            .query(&format!(
+                "SET @master_heartbeat_period = {beat}, @source_heartbeat_period = {beat}, \
+                 @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32', @slave_uuid = {uuid}, @replica_uuid = {uuid}"
+            ))
+            .await?;
+        let mut body = settings.server_id.to_le_bytes().to_vec();
+        let name = b"headwater";
+        body.push(name.len() as u8);
+        body.extend_from_slice(name);
+        // No user, no password, no port, no rank, no source.
+        body.extend_from_slice(&[0; 2 + 2 + 4 + 4]);
+        connection.simple(REGISTER_REPLICA, &body).await?;
+        let id = settings.server_id.to_le_bytes();
+        let (command, body) = match connection.flavour {
+            Flavour::Mysql => {
+                let set = place.set.encode();
+                let mut body = vec![0, 0];
+                body.extend_from_slice(&id);
+                // No file: the set alone says where.
+                body.extend_from_slice(&0_u32.to_le_bytes());
+                body.extend_from_slice(&4_u64.to_le_bytes());
+                body.extend_from_slice(&(set.len() as u32).to_le_bytes());
+                body.extend_from_slice(&set);
+                (DUMP_GTID, body)
+            }
+            Flavour::Mariadb => {
+                let state = literal(&place.set.to_string());
+                connection
+                    .query(&format!(
+                        "SET @mariadb_slave_capability = 4, @slave_connect_state = {state}, @slave_gtid_strict_mode = 1, \
+                         @slave_gtid_ignore_duplicates = 0"
+                    ))
+                    .await?;
+                let mut body = 4_u32.to_le_bytes().to_vec();
+                body.extend_from_slice(&[0, 0]);
+                body.extend_from_slice(&id);
+                (DUMP, body)
+            }
+        };
+        let (socket, input) = connection.start(command, &body).await?;
+        Ok(Stream::start(socket, input, SILENCE, settings.max_event_bytes))
+    }
+}
+
+/// A selected table: as it is, and the schema that its events will have.
+pub type Selected = (TableFacts, Table);
+
+/// The tables that the patterns select, and every fault: patterns without match, tables without a usable key.
+/// Fails only if the server cannot be asked.
+pub async fn select(connection: &mut Connection, settings: &Settings) -> Result<(Vec<Selected>, Vec<Error>)> {
+    let found = catalog::selected(connection, settings).await?;
+    let mut faults = Vec::new();
+    for pattern in &settings.tables {
+        if !found.iter().any(|table| pattern.matches(&table.database, &table.name)) {
+            let user = literal(&settings.server.user);
+            faults.push(
+                Error::new(&codes::TABLE_MISSING, format!("{:?} matches no table that the user can see", pattern.text))
+                    .at("server", settings.server.endpoint())
+                    .hint(format!(
+                        "Correct the entry of `tables`, or run GRANT SELECT ON DATABASE.* TO {user}@'%'; with its database."
+                    )),
+            );
+        }
+    }
+    let mut tables = Vec::new();
+    for facts in found {
+        match relation::schema_now(settings, &facts) {
+            Ok(schema) => {
+                let table = Table { schema: Arc::new(schema), estimated_rows: facts.estimated_rows, readable: true };
+                tables.push((facts, table));
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
+    Ok((tables, faults))
+}
+
+fn no_backfill() -> Error {
+    Error::new(&codes::NO_BACKFILL, "rows that are there already cannot be read by this kind of source yet")
+        .hint("Set `backfill: never`, and ask for no backfill.")
+}
+
+#[async_trait]
+impl SourceConnector for MysqlConnector {
+    fn endpoint(&self) -> String {
+        self.settings.server.endpoint()
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, Vec<Error>> {
+        let one = |error| vec![error];
+        let (mut connection, _) = self.session().await.map_err(one)?;
+        let (tables, faults) = select(&mut connection, &self.settings).await.map_err(one)?;
+        connection.close().await;
+        if faults.is_empty() { Ok(tables.into_iter().map(|(_, table)| table).collect()) } else { Err(faults) }
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        let (mut connection, _) = self.session().await?;
+        let findings = check::findings(&mut connection, &self.settings).await;
+        connection.close().await;
+        findings
+    }
+
+    async fn plan(&self, fresh: bool) -> Result<Vec<Action>> {
+        let (mut connection, _) = self.session().await?;
+        self.require_ready(&mut connection).await?;
+        let (set, _) = inspect::end(&mut connection).await?;
+        connection.close().await;
+        let (verb, detail) = if fresh { ("adopt", format!("from {set} on")) } else { ("keep", format!("up to {set} now")) };
+        Ok(vec![Action { verb, object: "binlog", name: self.endpoint(), detail }])
+    }
+
+    async fn verify(&self, identity: &Identity) -> Result<()> {
+        let (connection, found) = self.session().await?;
+        connection.close().await;
+        inspect::require_same(identity, &found)
+    }
+
+    async fn prepare(&self) -> Result<Intent> {
+        let (mut connection, _) = self.session().await?;
+        self.require_ready(&mut connection).await?;
+        let detail = format!("{{\"flavour\":\"{}\"}}", connection.flavour.name());
+        connection.close().await;
+        // The server keeps nothing for us, so there is nothing to adopt and no orphan to drop.
+        Ok(Intent { mode: IntentMode::Create, detail })
+    }
+
+    async fn create(&self, _: &Intent, _: bool) -> Result<Start> {
+        let (mut connection, identity) = self.session().await?;
+        self.require_ready(&mut connection).await?;
+        let (set, spot) = inspect::end(&mut connection).await?;
+        connection.close().await;
+        Ok(Start { identity, position: Place { set, partial: None, spot }.to_position() })
+    }
+
+    async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {
+        let (mut connection, found) = self.session().await?;
+        let (set, spot) = inspect::end(&mut connection).await?;
+        let facts = vec![
+            ("server", connection.version_text.clone()),
+            ("transactions", set.to_string()),
+            ("binlog", format!("{}:{}", spot.file, spot.at)),
+        ];
+        let rebind = match (identity, position) {
+            (Some(identity), Some(position)) => match inspect::require_same(identity, &found) {
+                Ok(()) => inspect::require_history(&mut connection, &Place::from_position(position)?).await.map(|()| found),
+                Err(error) => Err(error),
+            },
+            _ => Err(Error::new(&codes::NOTHING_TO_REBIND, "there is no position to keep")
+                .hint("Start the connector; it begins by itself.")),
+        };
+        connection.close().await;
+        let anew = "what was committed since the checkpoint and before the new start does not become events".to_owned();
+        Ok(Survey { facts, anew: Ok((anew, None)), rebind })
+    }
+
+    fn backfill(&self) -> BackfillOptions {
+        self.settings.backfill.clone()
+    }
+
+    fn refreshes(&self) -> bool {
+        // Every row is whole.
+        false
+    }
+
+    async fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
+        Err(no_backfill())
+    }
+
+    async fn reader(&self) -> Result<Box<dyn TableReader>> {
+        Err(no_backfill())
+    }
+
+    async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
+        let place = Place::from_position(position)?;
+        let (mut connection, found) = self.session().await?;
+        inspect::require_same(identity, &found)?;
+        inspect::require_history(&mut connection, &place).await?;
+        let flavour = connection.flavour;
+        let stream = self.dump(connection, &place).await?;
+        Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, found, stream, place)))
+    }
+}

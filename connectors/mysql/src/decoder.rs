@@ -1,0 +1,515 @@
+//! From events to a batch: the state between two events, and no IO.
+
+use std::sync::Arc;
+
+use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, fault};
+
+use crate::{
+    binlog::{self, Bad, Begin, Checksum, Format, Header, Query, kind},
+    codes,
+    config::{OnTruncate, Settings},
+    error::torn,
+    gtid::{Gtid, GtidSet},
+    payload,
+    position::{Partial, Place, Spot},
+    relation::{Table, Tables},
+    rows::{self, Action, Fault, Rows},
+    statement::{self, Head, Name},
+    stops,
+    table_map::{self, TableMap},
+    wire::{Cursor, Torn},
+};
+
+/// A transaction that may turn out to be prepared only is held, and not beyond this.
+const MAX_HELD: usize = 64 << 20;
+
+/// What an event meant for the caller's loop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing to decide.
+    Nothing,
+    /// Rows were taken; the batch may have outgrown its limits.
+    Row,
+    /// The batch has outgrown its limits in the middle of an event; the caller applies the event again to the next batch.
+    Cut,
+    /// A transaction is complete.
+    Boundary,
+    /// A selected table is described; the caller looks up what is missing and puts it into `tables`.
+    Table,
+    /// The events of a compressed transaction, to be applied next.
+    Unpacked(Vec<u8>),
+    /// The server has nothing more to send now.
+    Idle,
+}
+
+/// A transaction that has begun.
+struct Open {
+    gtid: Gtid,
+    commit_time_us: i64,
+    /// Whether it ends with a word of its own; none until a statement said so.
+    is_bracketed: Option<bool>,
+    /// It was begun with XA START, or is prepared only.
+    is_xa: bool,
+    /// Ordinal of the next raw row (invariant 4: counted before any filter).
+    ordinal: u64,
+    /// Raw rows that were published before a restart.
+    skip: u64,
+    /// Where it began in this batch; where the batch begins, if it was cut.
+    mark: Mark,
+    mark_bytes: usize,
+    mark_changes: usize,
+    /// Whether this batch knows it.
+    announced: bool,
+}
+
+/// See the module's page.
+pub struct Decoder {
+    /// The tables described so far.
+    pub tables: Tables,
+    settings: Arc<Settings>,
+    checksum: Checksum,
+    set: GtidSet,
+    resume: Option<Partial>,
+    open: Option<Open>,
+    /// The last transaction that had changes for us.
+    last_change: Option<Gtid>,
+    spot: Spot,
+    /// The file that is read, and where the next event begins in it.
+    reading: Spot,
+    id: String,
+    unpacked: Vec<u8>,
+    limits: Limits,
+}
+
+impl Decoder {
+    /// Continues behind `place`.
+    pub fn new(place: Place, settings: Arc<Settings>) -> Self {
+        Self {
+            tables: Tables::default(),
+            settings,
+            checksum: Checksum::Unknown,
+            set: place.set,
+            resume: place.partial,
+            open: None,
+            last_change: None,
+            reading: place.spot.clone(),
+            spot: place.spot,
+            id: String::new(),
+            unpacked: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Every complete transaction.
+    pub fn set(&self) -> &GtidSet {
+        &self.set
+    }
+
+    /// The last transaction that had changes for us, since this was opened.
+    pub fn last_change(&self) -> Option<Gtid> {
+        self.last_change
+    }
+
+    /// Where a batch that ends here stands.
+    pub fn place(&self) -> Place {
+        let partial = self.open.as_ref().filter(|open| open.ordinal > 0 || open.skip > 0).map(|open| Partial {
+            gtid: open.gtid,
+            // Rows before the resume point are published whether they were passed again yet or not.
+            done: open.ordinal.max(open.skip),
+        });
+        // A partial position that was not reached again yet stays as it is.
+        Place { set: self.set.clone(), partial: partial.or(self.resume), spot: self.spot.clone() }
+    }
+
+    /// Bytes of binlog behind the last complete transaction, as far as they are in one file.
+    pub fn spot(&self) -> &Spot {
+        &self.spot
+    }
+
+    /// Whether the batch holds changes of a transaction that is not complete.
+    pub fn is_torn(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.announced)
+    }
+
+    /// Whether everything that was begun is complete.
+    pub fn is_between(&self) -> bool {
+        self.open.is_none() && self.resume.is_none()
+    }
+
+    /// Begins an empty batch.
+    pub fn begin_batch(&mut self, batch: &Batch, limits: &Limits) {
+        self.limits = *limits;
+        if let Some(open) = &mut self.open {
+            (open.announced, open.mark, open.mark_bytes, open.mark_changes) = (false, batch.mark(), 0, 0);
+        }
+    }
+
+    /// Whether the open transaction alone has as much as a batch may. One that may be prepared only is not cut.
+    pub fn has_outgrown(&self, batch: &Batch) -> bool {
+        let Limits { max_bytes, max_changes, .. } = self.limits;
+        self.open.as_ref().is_some_and(|open| {
+            let is_large =
+                batch.size_bytes() - open.mark_bytes >= max_bytes || batch.changes().len() - open.mark_changes >= max_changes;
+            is_large && !open.is_xa
+        })
+    }
+
+    /// After an error: takes the open transaction out of the batch. What is left ends at a transaction boundary.
+    /// The decoder cannot go on.
+    pub fn abandon(&mut self, batch: &mut Batch) {
+        if let Some(open) = self.open.take() {
+            batch.rewind(open.mark);
+        }
+    }
+
+    /// Takes one event as the server sent it.
+    #[inline]
+    pub fn apply(&mut self, event: &[u8], batch: &mut Batch) -> Result<Event> {
+        let (header, body) = binlog::split(event, self.checksum).map_err(|bad| match bad {
+            Bad::Torn => torn("an event"),
+            Bad::Checksum => stops::checksum(&self.reading),
+        })?;
+        if header.next > 0 {
+            self.reading.at = header.next.into();
+        }
+        self.event(&header, body, batch)
+    }
+
+    /// The body of an event that was just taken.
+    pub fn body<'a>(&self, event: &'a [u8]) -> &'a [u8] {
+        let end = if self.checksum == Checksum::Crc32 { event.len().saturating_sub(4) } else { event.len() };
+        event.get(binlog::HEAD..end).unwrap_or_default()
+    }
+
+    /// Takes one event of a compressed transaction, which has no checksum and no place of its own.
+    pub fn apply_unpacked(&mut self, event: &[u8], batch: &mut Batch) -> Result<Event> {
+        let (header, body) = binlog::split(event, Checksum::Off).map_err(|_| torn("a compressed transaction"))?;
+        match header.kind {
+            kind::FORMAT_DESCRIPTION | kind::ROTATE | kind::TRANSACTION_PAYLOAD => Err(torn("a compressed transaction")),
+            _ => self.event(&header, body, batch),
+        }
+    }
+
+    #[inline]
+    fn event(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
+        match header.kind {
+            kind::TABLE_MAP => self.table(body),
+            kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1
+            | kind::WRITE_ROWS..=kind::DELETE_ROWS
+            | kind::WRITE_ROWS_COMPRESSED_V1..=kind::DELETE_ROWS_COMPRESSED => self.rows(header.kind, body, batch),
+            kind::XID => self.end(),
+            kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
+            kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),
+            kind::QUERY => self.query(Query::parse(body).map_err(|Torn| torn("a statement"))?, batch),
+            kind::QUERY_COMPRESSED => self.compressed_query(body, batch),
+            kind::XA_PREPARE => self.prepare(body),
+            kind::PARTIAL_UPDATE_ROWS => self.partial_update(body),
+            kind::TRANSACTION_PAYLOAD => {
+                let events = payload::transaction(body, self.settings.max_event_bytes);
+                events.map(Event::Unpacked).map_err(|bad| stops::packed(bad, self.settings.max_event_bytes))
+            }
+            kind::FORMAT_DESCRIPTION => {
+                self.checksum = Format::parse(body).map_err(|Torn| torn("a format description"))?.checksum;
+                self.tables.forget_ids();
+                Ok(Event::Nothing)
+            }
+            kind::ROTATE => {
+                let (file, at) = binlog::rotate(body).map_err(|Torn| torn("a rotation"))?;
+                self.reading = Spot { file: file.to_owned(), at };
+                self.tables.forget_ids();
+                Ok(Event::Nothing)
+            }
+            kind::HEARTBEAT | kind::HEARTBEAT_V2 => Ok(Event::Idle),
+            _ => self.other(header),
+        }
+    }
+
+    fn other(&self, header: &Header) -> Result<Event> {
+        match header.kind {
+            kind::ANONYMOUS_GTID => Err(stops::anonymous(&self.reading)),
+            kind::GTID_TAGGED => Err(stops::tagged(&self.reading)),
+            kind::INCIDENT => Err(stops::incident(&self.reading)),
+            kind::BEGIN_LOAD | kind::EXECUTE_LOAD => Err(stops::statement(None, &self.reading)),
+            kind::STOP
+            | kind::INTVAR
+            | kind::RAND
+            | kind::USER_VAR
+            | kind::ROWS_QUERY
+            | kind::PREVIOUS_GTIDS
+            | kind::TRANSACTION_CONTEXT
+            | kind::VIEW_CHANGE
+            | kind::ANNOTATE_ROWS
+            | kind::BINLOG_CHECKPOINT
+            | kind::GTID_LIST
+            | kind::START_ENCRYPTION => Ok(Event::Nothing),
+            _ if header.is_ignorable() => Ok(Event::Nothing),
+            other => Err(stops::unknown(other, &self.reading)),
+        }
+    }
+
+    fn begin(&mut self, header: &Header, begin: Result<Begin, Torn>, batch: &Batch) -> Result<Event> {
+        let begin = begin.map_err(|Torn| torn("the begin of a transaction"))?;
+        if self.open.is_some() {
+            return Err(torn("a transaction"));
+        }
+        // Start rule 1.5(6): what was published must not come again.
+        if self.set.contains(begin.gtid) && !fault::variant("resume-where-the-slot-stands") {
+            return Err(Error::new(&codes::STREAM_BEHIND, "the server sent a transaction that is published")
+                .at("transaction", begin.gtid)
+                .hint("See `headwater explain HW3016`."));
+        }
+        let skip = match self.resume.take() {
+            None => 0,
+            Some(partial) if partial.gtid == begin.gtid => partial.done,
+            Some(partial) => return Err(stops::mismatch(partial, &begin.gtid.to_string())),
+        };
+        self.open = Some(Open {
+            gtid: begin.gtid,
+            commit_time_us: begin.commit_time_us.unwrap_or(i64::from(header.time) * 1_000_000),
+            is_bracketed: begin.standalone.map(|standalone| !standalone),
+            is_xa: begin.is_prepared_xa,
+            ordinal: 0,
+            skip,
+            mark: batch.mark(),
+            mark_bytes: batch.size_bytes(),
+            mark_changes: batch.changes().len(),
+            announced: false,
+        });
+        Ok(Event::Nothing)
+    }
+
+    /// The open transaction is complete.
+    fn end(&mut self) -> Result<Event> {
+        let Some(open) = self.open.take() else { return Err(torn("the end of a transaction")) };
+        if open.ordinal < open.skip {
+            let partial = Partial { gtid: open.gtid, done: open.skip };
+            return Err(stops::mismatch(partial, &format!("it with only {} rows", open.ordinal)));
+        }
+        self.set.insert(open.gtid);
+        self.spot.clone_from(&self.reading);
+        if open.announced || open.skip > 0 {
+            self.last_change = Some(open.gtid);
+        }
+        Ok(Event::Boundary)
+    }
+
+    fn prepare(&mut self, body: &[u8]) -> Result<Event> {
+        let is_one_phase = binlog::is_one_phase(body).map_err(|Torn| torn("a prepared transaction"))?;
+        if !is_one_phase && self.is_torn() {
+            return Err(stops::prepared(&self.open_id()));
+        }
+        self.end()
+    }
+
+    fn compressed_query(&mut self, body: &[u8], batch: &mut Batch) -> Result<Event> {
+        let query = Query::parse(body).map_err(|Torn| torn("a statement"))?;
+        let limit = self.settings.max_event_bytes;
+        let text = payload::maria(query.text, limit).map_err(|bad| stops::packed(bad, limit))?;
+        self.query(Query { database: query.database, text: &text }, batch)
+    }
+
+    fn query(&mut self, query: Query<'_>, batch: &mut Batch) -> Result<Event> {
+        let head = statement::head(&query);
+        let reading = self.reading.clone();
+        let Some(open) = &mut self.open else { return Err(torn("a statement outside of transactions")) };
+        let has_changes = open.announced || open.skip > 0;
+        match head {
+            Head::Begin | Head::XaStart => {
+                open.is_bracketed = Some(true);
+                open.is_xa |= head == Head::XaStart;
+                Ok(Event::Nothing)
+            }
+            Head::Commit => self.end(),
+            Head::Rollback | Head::RollbackTo if has_changes => Err(stops::rolled_back(&self.open_id())),
+            Head::Rollback | Head::XaDone => self.end(),
+            Head::RollbackTo | Head::Savepoint | Head::XaEnd => Ok(Event::Nothing),
+            Head::Truncate(name) => self.truncate(&name, batch),
+            Head::Rows(name) => match name {
+                Some(name) if !self.selects(&name) => self.statement_done(),
+                name => Err(stops::statement(name.as_ref(), &reading)),
+            },
+            Head::Other => self.statement_done(),
+        }
+    }
+
+    /// A statement that is a transaction of its own ends it.
+    fn statement_done(&mut self) -> Result<Event> {
+        if self.open.as_ref().is_some_and(|open| open.is_bracketed == Some(true)) { Ok(Event::Nothing) } else { self.end() }
+    }
+
+    fn selects(&self, name: &Name) -> bool {
+        match (std::str::from_utf8(&name.database), std::str::from_utf8(&name.table)) {
+            (Ok(database), Ok(table)) => self.settings.selects(database, table),
+            // In another character set: it cannot be told.
+            _ => true,
+        }
+    }
+
+    fn truncate(&mut self, name: &Name, batch: &mut Batch) -> Result<Event> {
+        let ordinal = self.count()?;
+        if !self.selects(name) {
+            return self.statement_done();
+        }
+        let table = format!("{}.{}", String::from_utf8_lossy(&name.database), String::from_utf8_lossy(&name.table));
+        // Without a description there is no schema for the event; none of the table's rows was an event either since the start.
+        let schema = self.tables.schema_of(&table);
+        if let (Some(ordinal), true) = (ordinal, self.settings.on_truncate == OnTruncate::Event) {
+            let Some(schema) = schema else { return Err(stops::truncated(&table, &self.open_id(), false)) };
+            self.announce(batch);
+            let index = batch.schema_index(&schema);
+            batch.push_change(Op::Truncate, index, ordinal, Before::None, None);
+        } else if ordinal.is_some() {
+            return Err(stops::truncated(&table, &self.open_id(), true));
+        }
+        self.statement_done()
+    }
+
+    fn table(&mut self, body: &[u8]) -> Result<Event> {
+        let id = table_map::id(body).map_err(|Torn| torn("a table's description"))?;
+        if self.tables.find(id).is_some() {
+            return Ok(Event::Nothing);
+        }
+        let (database, name) = table_map::name(body).map_err(|Torn| torn("a table's description"))?;
+        if self.settings.selects(database, name) {
+            return Ok(Event::Table);
+        }
+        let map = TableMap::parse(body).map_err(|Torn| torn("a table's description"))?;
+        self.tables.put(id, Table { fields: fields(&map), shape: None });
+        Ok(Event::Nothing)
+    }
+
+    /// Counts a raw row. Its ordinal, or none if it was published before the restart.
+    #[inline]
+    fn count(&mut self) -> Result<Option<u64>> {
+        let Some(open) = &mut self.open else { return Err(torn("a row outside of transactions")) };
+        let ordinal = open.ordinal;
+        open.ordinal += 1;
+        Ok((ordinal >= open.skip).then_some(ordinal))
+    }
+
+    fn open_id(&self) -> String {
+        self.open.as_ref().map(|open| open.gtid.to_string()).unwrap_or_default()
+    }
+
+    fn announce(&mut self, batch: &mut Batch) {
+        if let Some(open) = self.open.as_mut().filter(|open| !open.announced) {
+            use std::fmt::Write;
+            self.id.clear();
+            // Writing to a String cannot fail.
+            let _ = write!(self.id, "{}", open.gtid);
+            batch.begin_transaction(&self.id, open.commit_time_us);
+            open.announced = true;
+        }
+    }
+
+    fn rows(&mut self, event: u8, body: &[u8], batch: &mut Batch) -> Result<Event> {
+        let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
+        let Some(rows) = rows else { return Ok(Event::Nothing) };
+        if !rows.is_compressed {
+            return self.each_row(&rows, rows.data, batch);
+        }
+        let limit = self.settings.max_event_bytes;
+        self.unpacked = payload::maria(rows.data, limit).map_err(|bad| stops::packed(bad, limit))?;
+        let unpacked = std::mem::take(&mut self.unpacked);
+        let done = self.each_row(&rows, &unpacked, batch);
+        self.unpacked = unpacked;
+        done
+    }
+
+    fn each_row(&mut self, rows: &Rows<'_>, data: &[u8], batch: &mut Batch) -> Result<Event> {
+        let Some(at) = self.tables.find(rows.table) else { return Err(torn("rows of a table that was not described")) };
+        let mut cursor = Cursor::new(data);
+        if self.tables.get(at).shape.is_none() {
+            while !cursor.is_empty() {
+                let skipped = rows.skip(&self.tables.get(at).fields, &mut cursor);
+                self.count()?;
+                // A type that is not known here: the event counts as one row, as it will the next time.
+                if skipped.is_err() {
+                    break;
+                }
+            }
+            return Ok(Event::Row);
+        }
+        if !rows.is_full || rows.columns != self.tables.get(at).fields.len() {
+            let table = self.tables.get(at).shape.as_ref().map_or("", |shape| shape.schema.table.as_str());
+            return Err(stops::image(table, &self.open_id()));
+        }
+        let first = self.open.as_ref().map_or(0, |open| open.ordinal);
+        while !cursor.is_empty() {
+            if self.is_torn() && self.has_outgrown(batch) {
+                // Applied again, the event's rows up to here are passed as those are that were published before a restart.
+                self.open.iter_mut().for_each(|open| (open.skip, open.ordinal) = (open.ordinal, first));
+                return Ok(Event::Cut);
+            }
+            let ordinal = self.count()?;
+            match ordinal {
+                None => rows.skip(&self.tables.get(at).fields, &mut cursor).map_err(|Torn| torn("a row"))?,
+                Some(ordinal) => {
+                    self.announce(batch);
+                    let settings = &self.settings;
+                    if let Err(fault) = push_change(batch, self.tables.get(at), rows.action, ordinal, settings, &mut cursor) {
+                        return Err(self.bad_row(at, fault));
+                    }
+                }
+            }
+        }
+        if let Some(open) = self.open.as_ref().filter(|open| open.is_xa)
+            && batch.size_bytes() - open.mark_bytes > MAX_HELD
+        {
+            return Err(stops::prepared(&self.open_id()));
+        }
+        Ok(Event::Row)
+    }
+
+    /// Differences of documents instead of rows. Of a table that nobody selected they count as one row, as they will the next time.
+    fn partial_update(&mut self, body: &[u8]) -> Result<Event> {
+        let id = table_map::id(body).map_err(|Torn| torn("the head of rows"))?;
+        let at = self.tables.find(id).ok_or_else(|| torn("rows of a table that was not described"))?;
+        if self.tables.get(at).shape.is_some() {
+            return Err(stops::unknown(kind::PARTIAL_UPDATE_ROWS, &self.reading));
+        }
+        self.count()?;
+        Ok(Event::Row)
+    }
+
+    fn bad_row(&self, at: usize, fault: Fault) -> Error {
+        let schema = self.tables.get(at).shape.as_ref().map(|shape| &shape.schema);
+        let table = schema.map_or("", |schema| schema.table.as_str());
+        match fault {
+            Fault::Torn => torn("a row").at("table", table).at("transaction", self.open_id()),
+            Fault::ZeroDate(column) => {
+                let column = schema.and_then(|schema| schema.columns.get(column)).map_or("", |column| column.name.as_str());
+                stops::zero_date(table, column, &self.open_id())
+            }
+        }
+    }
+}
+
+/// What walking over a table's rows needs.
+pub fn fields(map: &TableMap<'_>) -> Vec<(u8, u16)> {
+    map.columns.iter().map(|column| (column.field, column.meta)).collect()
+}
+
+#[inline]
+fn push_change(
+    batch: &mut Batch,
+    table: &Table,
+    action: Action,
+    ordinal: u64,
+    settings: &Settings,
+    cursor: &mut Cursor<'_>,
+) -> Result<(), Fault> {
+    let Some(shape) = &table.shape else { return Ok(()) };
+    let index = batch.schema_index(&shape.schema);
+    let zero = settings.zero_dates;
+    let first = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
+    match action {
+        Action::Insert => batch.push_change(Op::Insert, index, ordinal, Before::None, Some(first)),
+        Action::Delete => batch.push_change(Op::Delete, index, ordinal, Before::Full(first), None),
+        Action::Update => {
+            let after = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
+            batch.push_change(Op::Update, index, ordinal, Before::Full(first), Some(after));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! Names of transactions, and sets of them: what was published, in the server's own writing.
+
+use std::{collections::BTreeMap, fmt};
+
+/// A transaction of MySQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MysqlGtid {
+    /// The uuid of the server that committed it first.
+    pub server: [u8; 16],
+    /// Its number there, from 1.
+    pub number: u64,
+}
+
+/// A transaction of MariaDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MariaGtid {
+    /// The stream that it belongs to.
+    pub domain: u32,
+    /// The server that committed it first.
+    pub server: u32,
+    /// Its number in the domain.
+    pub sequence: u64,
+}
+
+/// The name of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gtid {
+    /// `uuid:number`
+    Mysql(MysqlGtid),
+    /// `domain-server-sequence`
+    Maria(MariaGtid),
+}
+
+impl fmt::Display for Gtid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mysql(gtid) => write!(f, "{}:{}", Uuid(&gtid.server), gtid.number),
+            Self::Maria(gtid) => write!(f, "{}-{}-{}", gtid.domain, gtid.server, gtid.sequence),
+        }
+    }
+}
+
+impl Gtid {
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some((server, number)) = text.split_once(':') {
+            let number = number_of(number).filter(|number| *number > 0)?;
+            return Some(Self::Mysql(MysqlGtid { server: uuid(server)?, number }));
+        }
+        parse_maria(text).map(Self::Maria)
+    }
+}
+
+fn parse_maria(text: &str) -> Option<MariaGtid> {
+    let mut parts = text.split('-');
+    let (domain, server) = (number_of(parts.next()?)?.try_into().ok()?, number_of(parts.next()?)?.try_into().ok()?);
+    let sequence = number_of(parts.next()?)?;
+    parts.next().is_none().then_some(MariaGtid { domain, server, sequence })
+}
+
+/// A number without sign or blank.
+pub fn number_of(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+struct Uuid<'a>(&'a [u8; 16]);
+
+impl fmt::Display for Uuid<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            if matches!(at, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+fn uuid(text: &str) -> Option<[u8; 16]> {
+    let mut out = [0; 16];
+    let mut digits = text.bytes().filter(|byte| *byte != b'-').map(|byte| char::from(byte).to_digit(16));
+    for byte in &mut out {
+        *byte = (digits.next()?? << 4 | digits.next()??) as u8;
+    }
+    (digits.next().is_none() && text.len() == 36).then_some(out)
+}
+
+/// A set of transactions. Both flavours at once never occur.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GtidSet {
+    /// By server; ranges ascend, do not touch, and include both ends.
+    Mysql(BTreeMap<[u8; 16], Vec<(u64, u64)>>),
+    /// The last of each domain stands for all before it.
+    Maria(BTreeMap<u32, (u32, u64)>),
+}
+
+impl GtidSet {
+    /// Reads MySQL's writing, with or without line ends. Tags are not known here.
+    pub fn parse_mysql(text: &str) -> Option<Self> {
+        let mut sets: BTreeMap<[u8; 16], Vec<(u64, u64)>> = BTreeMap::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (server, ranges) = part.split_once(':')?;
+            let set = sets.entry(uuid(server)?).or_default();
+            for range in ranges.split(':') {
+                let (from, to) = range.split_once('-').unwrap_or((range, range));
+                let (from, to) = (number_of(from)?, number_of(to)?);
+                if from == 0 || to < from {
+                    return None;
+                }
+                insert_range(set, from, to);
+            }
+        }
+        Some(Self::Mysql(sets))
+    }
+
+    /// Reads MariaDB's writing.
+    pub fn parse_maria(text: &str) -> Option<Self> {
+        let mut domains = BTreeMap::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let gtid = parse_maria(part)?;
+            domains.insert(gtid.domain, (gtid.server, gtid.sequence));
+        }
+        Some(Self::Maria(domains))
+    }
+
+    /// Adds a transaction. One of the other flavour changes nothing.
+    pub fn insert(&mut self, gtid: Gtid) {
+        match (self, gtid) {
+            (Self::Mysql(sets), Gtid::Mysql(gtid)) => {
+                insert_range(sets.entry(gtid.server).or_default(), gtid.number, gtid.number);
+            }
+            (Self::Maria(domains), Gtid::Maria(gtid)) => {
+                domains.insert(gtid.domain, (gtid.server, gtid.sequence));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the transaction is in it.
+    pub fn contains(&self, gtid: Gtid) -> bool {
+        match (self, gtid) {
+            (Self::Mysql(sets), Gtid::Mysql(gtid)) => {
+                sets.get(&gtid.server).is_some_and(|set| covers(set, gtid.number, gtid.number))
+            }
+            (Self::Maria(domains), Gtid::Maria(gtid)) => {
+                domains.get(&gtid.domain).is_some_and(|(_, sequence)| *sequence >= gtid.sequence)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether everything in `other` is in it.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mysql(sets), Self::Mysql(other)) => other.iter().all(|(server, ranges)| {
+                let empty = Vec::new();
+                let set = sets.get(server).unwrap_or(&empty);
+                ranges.iter().all(|(from, to)| covers(set, *from, *to))
+            }),
+            (Self::Maria(domains), Self::Maria(other)) => other
+                .iter()
+                .all(|(domain, (_, sequence))| *sequence == 0 || domains.get(domain).is_some_and(|(_, ours)| ours >= sequence)),
+            _ => false,
+        }
+    }
+
+    /// The form in which COM_BINLOG_DUMP_GTID wants it; empty for MariaDB, which is told by a variable.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let Self::Mysql(sets) = self else { return out };
+        out.extend_from_slice(&(sets.len() as u64).to_le_bytes());
+        for (server, ranges) in sets {
+            out.extend_from_slice(server);
+            out.extend_from_slice(&(ranges.len() as u64).to_le_bytes());
+            for (from, to) in ranges {
+                out.extend_from_slice(&from.to_le_bytes());
+                // The end is the first that is not in it.
+                out.extend_from_slice(&to.saturating_add(1).to_le_bytes());
+            }
+        }
+        out
+    }
+}
+
+impl fmt::Display for GtidSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mysql(sets) => {
+                for (at, (server, ranges)) in sets.iter().enumerate() {
+                    write!(f, "{}{}", if at > 0 { "," } else { "" }, Uuid(server))?;
+                    for (from, to) in ranges {
+                        if from == to { write!(f, ":{from}")? } else { write!(f, ":{from}-{to}")? }
+                    }
+                }
+            }
+            Self::Maria(domains) => {
+                for (at, (domain, (server, sequence))) in domains.iter().enumerate() {
+                    write!(f, "{}{domain}-{server}-{sequence}", if at > 0 { "," } else { "" })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn covers(set: &[(u64, u64)], from: u64, to: u64) -> bool {
+    // The last range that begins at or before `from`.
+    let at = set.partition_point(|(begin, _)| *begin <= from);
+    at > 0 && set[at - 1].1 >= to
+}
+
+fn insert_range(set: &mut Vec<(u64, u64)>, from: u64, to: u64) {
+    // Nearly always the next number of the last range.
+    if let Some(last) = set.last_mut()
+        && from > last.0
+        && from <= last.1.saturating_add(1)
+    {
+        last.1 = last.1.max(to);
+        return;
+    }
+    let first = set.partition_point(|(_, end)| end.saturating_add(1) < from);
+    let behind = set.partition_point(|(begin, _)| *begin <= to.saturating_add(1));
+    let (mut from, mut to) = (from, to);
+    if first < behind {
+        from = from.min(set[first].0);
+        to = to.max(set[behind - 1].1);
+    }
+    set.splice(first..behind, [(from, to)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const SERVER: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+
+    #[test]
+    fn both_writings_come_back() {
+        for text in ["", &format!("{SERVER}:1-5:7:9-12")] {
+            assert_eq!(GtidSet::parse_mysql(text).unwrap().to_string(), text);
+        }
+        assert_eq!(GtidSet::parse_maria("1-2-3,0-1-10").unwrap().to_string(), "0-1-10,1-2-3");
+        for gtid in [format!("{SERVER}:7"), "0-1-10".to_owned()] {
+            assert_eq!(Gtid::parse(&gtid).unwrap().to_string(), gtid);
+        }
+        for text in ["x", "3e11:1", &format!("{SERVER}:0"), &format!("{SERVER}:5-4"), &format!("{SERVER}:tag:1")] {
+            assert!(GtidSet::parse_mysql(text).is_none(), "{text}");
+        }
+        for text in ["1-2", "1-2-3-4", "-1-2-3", "a-b-c"] {
+            assert!(GtidSet::parse_maria(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_domain_that_is_missing_is_not_covered() {
+        let set = |text| GtidSet::parse_maria(text).unwrap();
+        assert!(set("0-1-10,1-1-3").covers(&set("0-2-10")));
+        assert!(!set("0-1-10").covers(&set("0-1-10,1-1-1")));
+        assert!(!set("0-1-10").covers(&set("0-1-11")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_holds_what_was_put_into_it(numbers: Vec<(u8, u8)>) {
+            let mut ranges = Vec::new();
+            let mut plain = BTreeSet::new();
+            for (from, len) in numbers {
+                let (from, to) = (u64::from(from) + 1, u64::from(from) + 1 + u64::from(len % 8));
+                insert_range(&mut ranges, from, to);
+                plain.extend(from..=to);
+            }
+            for pair in ranges.windows(2) {
+                prop_assert!(pair[0].1 + 1 < pair[1].0, "{:?}", ranges);
+            }
+            for number in 1..300 {
+                prop_assert_eq!(covers(&ranges, number, number), plain.contains(&number));
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,60}") {
+            let _ = (GtidSet::parse_mysql(&text), GtidSet::parse_maria(&text), Gtid::parse(&text));
+        }
+    }
+}

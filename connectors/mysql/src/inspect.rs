@@ -1,0 +1,144 @@
+//! What the server says of itself: who it is, what it has, and whether it writes what is needed.
+
+use headwater_connector::{Error, Identity, Result};
+
+use crate::{
+    catalog::cell,
+    codes,
+    config::Settings,
+    connection::{Connection, Flavour},
+    error::protocol,
+    gtid::GtidSet,
+    position::{Place, Spot},
+};
+
+/// Who the server is.
+pub async fn identity(connection: &mut Connection) -> Result<Identity> {
+    let mut identity = Identity::from([("flavour", connection.flavour.name())]);
+    // MariaDB has no uuid in older versions.
+    let sql = match connection.flavour {
+        Flavour::Mysql => "SELECT @@server_uuid",
+        Flavour::Mariadb => "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'",
+    };
+    if let Some(uuid) = connection.value(sql).await?.filter(|uuid| !uuid.is_empty()) {
+        identity.0.insert("server_uuid".to_owned(), uuid);
+    }
+    if let Some(id) = connection.value("SELECT @@server_id").await? {
+        identity.0.insert("server_id".to_owned(), id);
+    }
+    Ok(identity)
+}
+
+/// Refuses another flavour: its positions mean something else. Another server of the same flavour is judged by its transactions.
+pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
+    match (stored.get("flavour"), found.get("flavour")) {
+        (Some(stored), Some(found)) if stored != found => {
+            Err(Error::new(&codes::OTHER_SOURCE, format!("the checkpoint is of a {stored} server, and a {found} server answers"))
+                .hint("Set `url` back, or use another connector; `headwater reset` begins this one anew."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Everything that the server has committed, and where its binlog ends.
+pub async fn end(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
+    // 8.4 has another word for it, and forgot the old one.
+    let is_new = connection.flavour == Flavour::Mysql && connection.version >= (8, 2);
+    let rows = connection.query(if is_new { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }).await?;
+    let Some(row) = rows.first() else { return Err(no_binlog()) };
+    let spot = Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(4) };
+    let set = match connection.flavour {
+        Flavour::Mysql => gtids(connection, "gtid_executed").await?,
+        Flavour::Mariadb => gtids(connection, "gtid_binlog_pos").await?,
+    };
+    Ok((set, spot))
+}
+
+/// The set in a global variable.
+pub async fn gtids(connection: &mut Connection, variable: &str) -> Result<GtidSet> {
+    let text = connection.value(&format!("SELECT @@global.{variable}")).await?.unwrap_or_default();
+    let set = match connection.flavour {
+        Flavour::Mysql => GtidSet::parse_mysql(&text),
+        Flavour::Mariadb => GtidSet::parse_maria(&text),
+    };
+    set.ok_or_else(|| match text.contains(':') {
+        true => Error::new(&codes::GTID_OFF, "the server names transactions with tags, which cannot be read yet")
+            .hint("Let no session set gtid_next to AUTOMATIC:tag; a server that has such transactions cannot be read."),
+        false => protocol("a set of transactions cannot be read"),
+    })
+}
+
+fn no_binlog() -> Error {
+    Error::new(&codes::BINLOG_OFF, "the server writes no binlog")
+        .hint("Put log_bin = binlog into the server's configuration and restart it.")
+}
+
+/// Whether the position can be resumed on this server (start rule 1.5(5)).
+pub async fn require_history(connection: &mut Connection, place: &Place) -> Result<()> {
+    let (has, _) = end(connection).await?;
+    if !has.covers(&place.set) {
+        return Err(Error::new(&codes::SERVER_BEHIND, "the server lacks transactions that are published")
+            .at("published", &place.set)
+            .at("server", &has)
+            .hint("Connect to the server that has them, or wait until this one has caught up and restart the connector."));
+    }
+    if connection.flavour == Flavour::Mysql {
+        let purged = gtids(connection, "gtid_purged").await?;
+        if !place.set.covers(&purged) {
+            return Err(Error::new(&codes::PURGED, "the server has deleted binlog that was not read")
+                .at("published", &place.set)
+                .at("purged", &purged)
+                .hint("Connect to a server that still has it, or begin anew with `headwater reset`."));
+        }
+    }
+    Ok(())
+}
+
+/// What the server must be set to, and is not. Each comes with the exact statement.
+pub async fn faults(connection: &mut Connection, settings: &Settings) -> Result<Vec<Error>> {
+    let mut faults = Vec::new();
+    let mut expect =
+        |found: Option<String>, name: &str, wanted: &str, code| {
+            let found = found.unwrap_or_default();
+            if !found.eq_ignore_ascii_case(wanted) {
+                let what = if found.is_empty() { format!("the server has no {name}") } else { format!("{name} is {found}") };
+                faults.push(Error::new(code, what).hint(format!(
+                    "Run SET GLOBAL {name} = '{wanted}'; and put {name} = {wanted} into the server's configuration."
+                )));
+            }
+        };
+    let log_bin = connection.value("SELECT @@log_bin").await?;
+    if log_bin.as_deref() != Some("1") {
+        return Ok(vec![no_binlog()]);
+    }
+    for (name, wanted, code) in [
+        ("binlog_format", "ROW", &codes::BINLOG_OFF),
+        ("binlog_row_image", "FULL", &codes::ROW_IMAGE),
+        ("binlog_row_metadata", "FULL", &codes::METADATA),
+    ] {
+        let found = connection.value(&format!("SELECT @@global.{name}")).await?;
+        expect(found, name, wanted, code);
+    }
+    if connection.flavour == Flavour::Mysql {
+        let found = connection.value("SELECT @@global.gtid_mode").await?;
+        expect(found, "gtid_mode", "ON", &codes::GTID_OFF);
+        let partial = connection.value("SELECT @@global.binlog_row_value_options").await?;
+        expect(
+            partial.filter(|found| !found.is_empty()).or_else(|| Some(String::new())),
+            "binlog_row_value_options",
+            "",
+            &codes::UNKNOWN_EVENT,
+        );
+    }
+    let own = connection.value("SELECT @@server_id").await?;
+    if own.as_deref() == Some(settings.server_id.to_string().as_str()) {
+        faults.push(server_id_taken(settings.server_id));
+    }
+    Ok(faults)
+}
+
+/// Somebody else has our number.
+pub fn server_id_taken(id: u32) -> Error {
+    Error::new(&codes::SERVER_ID, format!("server id {id} is taken"))
+        .hint("Set `server_id` in the source's options to a number that neither the server nor a replica has.")
+}

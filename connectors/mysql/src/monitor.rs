@@ -1,0 +1,111 @@
+//! Lag at the moment of asking, measured over a session of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use headwater_connector::{Monitor, Position, Result};
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
+
+use crate::{
+    catalog::cell,
+    config::Server,
+    connection::Connection,
+    gtid::{Gtid, GtidSet},
+    inspect,
+    position::{Place, Spot},
+};
+
+/// How long the stream is given to bring what the server has.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// What the decoder knew when it last stood between two transactions with nothing left to decode.
+#[derive(Clone, Debug)]
+pub struct Quiet {
+    /// Everything of it is decoded.
+    pub set: GtidSet,
+    /// The last transaction that had changes for us.
+    pub last_change: Option<Gtid>,
+}
+
+/// See the module's page.
+pub struct StreamMonitor {
+    server: Server,
+    session: Arc<Mutex<Option<Connection>>>,
+    quiet: watch::Receiver<Quiet>,
+}
+
+impl StreamMonitor {
+    /// Connects at the first question.
+    pub fn new(server: Server, quiet: watch::Receiver<Quiet>) -> Self {
+        Self { server, session: Arc::default(), quiet }
+    }
+
+    async fn end_of_log(&self) -> Result<(GtidSet, Spot, Vec<Spot>)> {
+        let mut session = self.session.lock().await;
+        // A session that sat idle may have been ended by the server: one fresh try.
+        if let Some(mut connection) = session.take()
+            && let Ok(found) = ask(&mut connection).await
+        {
+            *session = Some(connection);
+            return Ok(found);
+        }
+        let mut connection = Connection::open(&self.server).await?;
+        let found = ask(&mut connection).await?;
+        *session = Some(connection);
+        Ok(found)
+    }
+}
+
+async fn ask(connection: &mut Connection) -> Result<(GtidSet, Spot, Vec<Spot>)> {
+    let (set, spot) = inspect::end(connection).await?;
+    let rows = connection.query("SHOW BINARY LOGS").await?;
+    let files = rows.iter().map(|row| Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(0) });
+    Ok((set, spot, files.collect()))
+}
+
+/// Bytes between two places; of a file that is gone, or of another server, nothing is known and all that is there counts.
+fn between(from: &Spot, end: &Spot, files: &[Spot]) -> u64 {
+    if from.file == end.file {
+        return end.at.saturating_sub(from.at);
+    }
+    let first = files.iter().position(|file| file.file == from.file);
+    let sum: u64 = files[first.unwrap_or(0)..].iter().map(|file| file.at).sum();
+    if first.is_some() { sum.saturating_sub(from.at) } else { sum }
+}
+
+#[async_trait]
+impl Monitor for StreamMonitor {
+    async fn lag_bytes(&self, committed: &Position) -> Result<u64> {
+        let place = Place::from_position(committed)?;
+        let (set, end, files) = self.end_of_log().await?;
+        if place.partial.is_none() && place.set.covers(&set) {
+            return Ok(0);
+        }
+        // The checkpoint lags behind irrelevant traffic on purpose (it is not written for each transaction of no interest), so ask the
+        // stream: if all that the server has came, and all of interest in it is committed, nothing is owed.
+        let mut quiet = self.quiet.clone();
+        let came = timeout(PAUSE, quiet.wait_for(|quiet| quiet.set.covers(&set))).await.is_ok();
+        let last_change = self.quiet.borrow().last_change;
+        if came && place.partial.is_none() && last_change.is_none_or(|gtid| place.set.contains(gtid)) {
+            return Ok(0);
+        }
+        Ok(between(&place.spot, &end, &files).max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_over_files() {
+        let spot = |file: &str, at| Spot { file: file.into(), at };
+        let files = [spot("a.1", 100), spot("a.2", 200), spot("a.3", 50)];
+        assert_eq!(between(&spot("a.3", 10), &files[2], &files), 40);
+        assert_eq!(between(&spot("a.1", 30), &files[2], &files), 320);
+        assert_eq!(between(&spot("gone", 30), &files[2], &files), 350);
+    }
+}

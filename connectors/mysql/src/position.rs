@@ -1,0 +1,141 @@
+//! Where the stream stands, as text.
+//!
+//! `1;mysql;UUID:1-57;;1234;binlog.000003`: the transactions that are published, and behind which place of which file the last of
+//! them ended. The place is a hint for measuring lag only: files differ from server to server. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
+//! adds that 12034 raw rows of transaction `0-1-58` are published too. The first number is the format's version.
+
+use std::fmt;
+
+use headwater_connector::{Error, Position, Result, codes};
+
+use crate::gtid::{Gtid, GtidSet, number_of};
+
+const VERSION: &str = "1";
+
+/// How far a transaction that was cut is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// Its name.
+    pub gtid: Gtid,
+    /// Raw rows that are published.
+    pub done: u64,
+}
+
+/// A place in a server's binlog.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spot {
+    /// Name of the file
+    pub file: String,
+    /// Byte in it
+    pub at: u64,
+}
+
+/// See the module's page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What is published whole.
+    pub set: GtidSet,
+    /// A transaction behind it that is partly published.
+    pub partial: Option<Partial>,
+    /// Where the last of the set ended on the server that it was read from.
+    pub spot: Spot,
+}
+
+impl Place {
+    /// The stored form.
+    pub fn to_position(&self) -> Position {
+        Position::new(self.to_string())
+    }
+
+    /// Reads the stored form. A newer or damaged one is an error, never a guess.
+    pub fn from_position(position: &Position) -> Result<Self> {
+        parse(position.as_str()).ok_or_else(|| {
+            Error::new(&codes::BAD_POSITION, "the position of a MySQL source cannot be read")
+                .at("position", position)
+                .hint("Run the version of headwater that wrote the checkpoint, or a newer one.")
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flavour = if matches!(self.set, GtidSet::Mysql(_)) { "mysql" } else { "mariadb" };
+        write!(f, "{VERSION};{flavour};{};", self.set)?;
+        if let Some(Partial { gtid, done }) = self.partial {
+            write!(f, "{gtid}+{done}")?;
+        }
+        write!(f, ";{};{}", self.spot.at, self.spot.file)
+    }
+}
+
+fn parse(text: &str) -> Option<Place> {
+    // The name of a file is the operator's choice, so it comes last and takes the rest.
+    let mut parts = text.splitn(6, ';');
+    if parts.next()? != VERSION {
+        return None;
+    }
+    let flavour = parts.next()?;
+    let set = parts.next()?;
+    let set = match flavour {
+        "mysql" => GtidSet::parse_mysql(set)?,
+        "mariadb" => GtidSet::parse_maria(set)?,
+        _ => return None,
+    };
+    let partial = match parts.next()? {
+        "" => None,
+        text => {
+            let (gtid, done) = text.split_once('+')?;
+            Some(Partial { gtid: Gtid::parse(gtid)?, done: number_of(done).filter(|_| !done.is_empty())? })
+        }
+    };
+    let fits = |partial: &Partial| {
+        matches!((partial.gtid, &set), (Gtid::Mysql(_), GtidSet::Mysql(_)) | (Gtid::Maria(_), GtidSet::Maria(_)))
+    };
+    if !partial.iter().all(fits) {
+        return None;
+    }
+    let at = parts.next().filter(|at| !at.is_empty()).and_then(number_of)?;
+    Some(Place { set, partial, spot: Spot { at, file: parts.next()?.to_owned() } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn all_forms_come_back() {
+        let uuid = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+        for text in [
+            format!("1;mysql;{uuid}:1-57;;1234;binlog.000003"),
+            format!("1;mysql;{uuid}:1-57:60;{uuid}:58+12034;1234;a;b.000003"),
+            "1;mariadb;0-1-57,1-1-3;0-1-58+1;4;".to_owned(),
+            "1;mariadb;;;4;binlog.000001".to_owned(),
+        ] {
+            assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        for text in [
+            "",
+            "2;mysql;;;4;f",
+            "1;oracle;;;4;f",
+            "1;mysql;x;;4;f",
+            "1;mysql;;;;f",
+            "1;mysql;;0-1-1+1;4;f",
+            "1;mariadb;;0-1-1+;4;f",
+        ] {
+            let error = Place::from_position(&Position::new(text)).unwrap_err();
+            assert_eq!(error.code().id, codes::BAD_POSITION.id, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,60}") {
+            let _ = parse(&text);
+        }
+    }
+}

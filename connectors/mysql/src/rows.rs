@@ -1,0 +1,127 @@
+//! Rows events: which table, which columns, and one row behind the other.
+
+use headwater_connector::{Batch, Row, Value};
+
+use crate::{
+    binlog::kind,
+    config::ZeroDates,
+    decode::{self, Bad, Codec},
+    wire::{Cursor, Torn, bit},
+};
+
+/// The id with which a server says that no table is meant.
+const NO_TABLE: u64 = 0x00ff_ffff;
+
+/// What happened to the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// A rows event.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    pub table: u64,
+    pub action: Action,
+    /// Columns of the table, as the event counts them.
+    pub columns: usize,
+    /// Whether every row has a value for every column, before and after.
+    pub is_full: bool,
+    /// Which columns an image has; the first is the only one, or that of the row before.
+    present: [&'a [u8]; 2],
+    /// The rows; compressed if `is_compressed`.
+    pub data: &'a [u8],
+    pub is_compressed: bool,
+}
+
+impl<'a> Rows<'a> {
+    /// Reads the head of the event; none if it has no rows.
+    pub fn parse(event: u8, body: &'a [u8]) -> Result<Option<Self>, Torn> {
+        let is_compressed = event >= kind::WRITE_ROWS_COMPRESSED_V1;
+        let (first, has_extra) = match event {
+            kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1 => (kind::WRITE_ROWS_V1, false),
+            kind::WRITE_ROWS..=kind::DELETE_ROWS => (kind::WRITE_ROWS, true),
+            kind::WRITE_ROWS_COMPRESSED_V1..=kind::DELETE_ROWS_COMPRESSED_V1 => (kind::WRITE_ROWS_COMPRESSED_V1, false),
+            kind::WRITE_ROWS_COMPRESSED..=kind::DELETE_ROWS_COMPRESSED => (kind::WRITE_ROWS_COMPRESSED, true),
+            _ => return Err(Torn),
+        };
+        let action = [Action::Insert, Action::Update, Action::Delete][usize::from(event - first)];
+        let mut cursor = Cursor::new(body);
+        let table = cursor.u48()?;
+        cursor.u16()?;
+        if has_extra {
+            // The length counts itself.
+            let extra = usize::from(cursor.u16()?).checked_sub(2).ok_or(Torn)?;
+            cursor.take(extra)?;
+        }
+        if table == NO_TABLE {
+            return Ok(None);
+        }
+        let columns = cursor.count()?;
+        let len = columns.div_ceil(8);
+        let before = cursor.take(len)?;
+        let after = if action == Action::Update { cursor.take(len)? } else { before };
+        let all = |bitmap: &[u8]| (0..columns).all(|at| bit(bitmap, at));
+        let is_full = all(before) && all(after);
+        let rest = cursor.rest();
+        Ok(Some(Self { table, action, columns, is_full, present: [before, after], data: rest, is_compressed }))
+    }
+
+    /// Passes one row (both images of an update) of a table that nobody selected.
+    pub fn skip(&self, fields: &[(u8, u16)], cursor: &mut Cursor<'_>) -> Result<(), Torn> {
+        let images = if self.action == Action::Update { &self.present[..] } else { &self.present[..1] };
+        for present in images {
+            let count = (0..fields.len()).filter(|at| bit(present, *at)).count();
+            let nulls = cursor.take(count.div_ceil(8))?;
+            let fields = fields.iter().enumerate().filter(|(at, _)| bit(present, *at));
+            for (place, (_, (kind, meta))) in fields.enumerate() {
+                if !bit(nulls, place) {
+                    decode::take(*kind, *meta, cursor)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why an image cannot be a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Torn,
+    /// The column that holds a date which is none.
+    ZeroDate(usize),
+}
+
+impl From<Torn> for Fault {
+    fn from(_: Torn) -> Self {
+        Self::Torn
+    }
+}
+
+/// Appends one image of a full row.
+#[inline]
+pub fn push(
+    batch: &mut Batch,
+    fields: &[(u8, u16)],
+    codecs: &[Codec],
+    zero: ZeroDates,
+    cursor: &mut Cursor<'_>,
+) -> Result<Row, Fault> {
+    let nulls = cursor.take(fields.len().div_ceil(8))?;
+    let start = batch.begin_row();
+    for (at, ((kind, meta), codec)) in fields.iter().zip(codecs).enumerate() {
+        if bit(nulls, at) {
+            batch.push(Value::Null);
+            continue;
+        }
+        let raw = decode::take(*kind, *meta, cursor)?;
+        match decode::push(batch, codec, raw, zero) {
+            Ok(()) => {}
+            Err(Bad::Value) => batch.push(Value::Invalid(raw)),
+            Err(Bad::ZeroDate) => return Err(Fault::ZeroDate(at)),
+        }
+    }
+    Ok(batch.end_row(start))
+}

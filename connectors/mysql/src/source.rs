@@ -1,0 +1,312 @@
+//! A running source: chunks in, batches out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use headwater_connector::{Batch, Error, Identity, Kind, Limits, Monitor, Position, Result, Source, fault};
+use tokio::{
+    sync::watch,
+    time::{Instant as Deadline, timeout_at},
+};
+
+use crate::{
+    binlog::HEAD,
+    catalog::TableFacts,
+    config::Settings,
+    connection::{Connection, Flavour},
+    decoder::{self, Decoder, Event},
+    error::torn,
+    monitor::{Quiet, StreamMonitor},
+    payload,
+    position::Place,
+    relation::{self, Table},
+    stream::{Chunk, Stream},
+    table_map::TableMap,
+};
+
+/// Progress without changes is a checkpoint of its own: at most this often,
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+/// or after so much binlog of one file.
+const PROGRESS_BYTES: u64 = 16 << 20;
+/// How long the rest of a transaction is waited for beyond `max_wait` before it is cut. It was committed before the server sent
+/// its first byte, so only a sick connection or a huge share of rows that nobody selected makes it late.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A compressed transaction, unpacked, of which some events are taken.
+struct Unpacked {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+/// See the module's page.
+pub struct MysqlSource {
+    settings: Arc<Settings>,
+    flavour: Flavour,
+    identity: Identity,
+    /// For what the binlog does not tell; opened when it is needed.
+    catalog: Option<Connection>,
+    stream: Stream,
+    chunk: Option<Chunk>,
+    unpacked: Option<Unpacked>,
+    /// An event of which not all rows had room in the last batch.
+    again: Option<Bytes>,
+    decoder: Decoder,
+    /// An error behind transactions that were handed out first.
+    failed: Option<Error>,
+    quiet: watch::Sender<Quiet>,
+    monitor: Arc<StreamMonitor>,
+    /// The last position handed out, and when.
+    given: Place,
+    given_at: Instant,
+}
+
+impl MysqlSource {
+    /// Reads on behind `place`.
+    pub fn new(settings: Arc<Settings>, flavour: Flavour, identity: Identity, stream: Stream, place: Place) -> Self {
+        let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
+        let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen));
+        Self {
+            decoder: Decoder::new(place.clone(), Arc::clone(&settings)),
+            settings,
+            flavour,
+            identity,
+            catalog: None,
+            stream,
+            chunk: None,
+            unpacked: None,
+            again: None,
+            failed: None,
+            quiet,
+            monitor,
+            given: place,
+            given_at: Instant::now(),
+        }
+    }
+
+    async fn fill(&mut self, batch: &mut Batch, limits: &Limits) -> Result<()> {
+        let latest = Deadline::now() + limits.max_wait;
+        let mut gathering: Option<Deadline> = None;
+        loop {
+            let Some(event) = self.next_event(batch).await? else {
+                self.tell();
+                if !self.wait(gathering, latest).await? {
+                    return Ok(());
+                }
+                continue;
+            };
+            match event {
+                Event::Cut => return Ok(()),
+                Event::Row if self.decoder.has_outgrown(batch) => return Ok(()),
+                Event::Boundary => {
+                    if !batch.changes().is_empty() {
+                        gathering.get_or_insert_with(|| Deadline::now() + limits.linger);
+                    }
+                    let is_full = batch.size_bytes() >= limits.max_bytes || batch.changes().len() >= limits.max_changes;
+                    // Irrelevant traffic must not keep the position back for ever.
+                    let is_late = batch.changes().is_empty() && Deadline::now() >= latest && self.progress_is_due();
+                    if is_full || is_late {
+                        return Ok(());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Applies the next event that is there; none if more bytes are needed.
+    async fn next_event(&mut self, batch: &mut Batch) -> Result<Option<Event>> {
+        if let Some(mut unpacked) = self.unpacked.take() {
+            let mut rest = unpacked.bytes.get(unpacked.taken..).unwrap_or_default();
+            if let Some(event) = payload::next_event(&mut rest).map_err(|_| torn("a compressed transaction"))? {
+                let mut applied = self.decoder.apply_unpacked(event, batch)?;
+                if applied == Event::Table {
+                    self.describe(event.get(HEAD..).unwrap_or_default()).await?;
+                    applied = Event::Nothing;
+                }
+                if applied != Event::Cut {
+                    unpacked.taken = unpacked.bytes.len() - rest.len();
+                }
+                self.unpacked = Some(unpacked);
+                return Ok(Some(applied));
+            }
+        }
+        let event = match self.again.take() {
+            Some(event) => event,
+            None => match self.chunk.as_mut().and_then(Chunk::next_event) {
+                Some(event) => event?,
+                None => {
+                    self.chunk = None;
+                    return Ok(None);
+                }
+            },
+        };
+        match self.decoder.apply(&event, batch)? {
+            Event::Table => {
+                let body = self.decoder.body(&event).to_vec();
+                self.describe(&body).await?;
+                Ok(Some(Event::Nothing))
+            }
+            Event::Unpacked(bytes) => {
+                self.unpacked = Some(Unpacked { bytes, taken: 0 });
+                Ok(Some(Event::Nothing))
+            }
+            Event::Cut => {
+                self.again = Some(event);
+                Ok(Some(Event::Cut))
+            }
+            event => Ok(Some(event)),
+        }
+    }
+
+    /// Waits for the next chunk; false if it is time to return.
+    async fn wait(&mut self, gathering: Option<Deadline>, latest: Deadline) -> Result<bool> {
+        let now = Deadline::now();
+        let until = match gathering {
+            _ if self.decoder.is_torn() => latest + PATIENCE,
+            Some(deadline) => deadline,
+            None => latest,
+        };
+        // With changes in hand, what has arrived already is taken along even if the time is up; the limits end that.
+        if (now < until || gathering.is_some())
+            && let Some(chunk) = self.stream.try_next()
+        {
+            self.chunk = Some(chunk?);
+            return Ok(true);
+        }
+        match timeout_at(until, self.stream.next()).await {
+            Ok(chunk) => {
+                self.chunk = Some(chunk?);
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Everything that came is decoded: whoever measures lag may know.
+    fn tell(&self) {
+        if self.decoder.is_between() && self.quiet.borrow().set != *self.decoder.set() {
+            let last_change = self.decoder.last_change().or(self.quiet.borrow().last_change);
+            self.quiet.send_replace(Quiet { set: self.decoder.set().clone(), last_change });
+        }
+    }
+
+    /// Learns a selected table from its description.
+    async fn describe(&mut self, body: &[u8]) -> Result<()> {
+        let map = TableMap::parse(body).map_err(|_| torn("a table's description"))?;
+        let name = format!("{}.{}", map.database, map.table);
+        let needs_catalog = relation::needs_catalog(&self.settings, self.flavour, &map, &name);
+        let known = self.decoder.tables.known(&name, map.raw).filter(|_| !needs_catalog);
+        let shape = match known {
+            Some(shape) => shape,
+            None => {
+                let facts = if needs_catalog { self.ask(&map).await? } else { None };
+                let shape = relation::shape(&self.settings, self.flavour, &map, facts.as_ref())?;
+                self.decoder.tables.remember(&name, map.raw, shape)
+            }
+        };
+        self.decoder.tables.put(map.id, Table { fields: decoder::fields(&map), shape: Some(shape) });
+        Ok(())
+    }
+
+    /// A session that sat idle may have been ended by the server: one fresh try.
+    async fn ask(&mut self, map: &TableMap<'_>) -> Result<Option<TableFacts>> {
+        if let Some(mut connection) = self.catalog.take()
+            && let Ok(facts) = relation::ask(&mut connection, map).await
+        {
+            self.catalog = Some(connection);
+            return Ok(facts);
+        }
+        let mut connection = Connection::open(&self.settings.server).await?;
+        let facts = relation::ask(&mut connection, map).await?;
+        self.catalog = Some(connection);
+        Ok(facts)
+    }
+
+    /// Whether a batch without changes should carry a position (reliability 1.6: idle time and irrelevant traffic advance too).
+    fn progress_is_due(&self) -> bool {
+        let spot = self.decoder.spot();
+        if *spot == self.given.spot {
+            return false;
+        }
+        if self.given.partial.is_some() {
+            // The rest of a cut transaction turned out to be empty.
+            return self.decoder.place().partial.is_none();
+        }
+        let is_far = spot.file != self.given.spot.file || spot.at.saturating_sub(self.given.spot.at) >= PROGRESS_BYTES;
+        is_far || self.given_at.elapsed() >= PROGRESS_EVERY
+    }
+
+    fn finish(&mut self, batch: &mut Batch) {
+        if batch.changes().is_empty() && !self.progress_is_due() {
+            return;
+        }
+        let mut place = self.decoder.place();
+        if fault::variant("forget-the-partial") {
+            place.partial = None;
+        }
+        if let Some(partial) = place.partial.filter(|_| fault::variant("per-row-position")) {
+            place.set.insert(partial.gtid);
+            place.partial = None;
+        }
+        batch.set_position(place.to_position());
+        self.given = place;
+        self.given_at = Instant::now();
+    }
+}
+
+#[async_trait]
+impl Source for MysqlSource {
+    fn identity(&self) -> Option<&Identity> {
+        Some(&self.identity)
+    }
+
+    async fn next_batch(&mut self, batch: &mut Batch, limits: &Limits) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.decoder.begin_batch(batch, limits);
+        if let Err(error) = self.fill(batch, limits).await {
+            // What cannot be published must not keep back what can: complete transactions first, then the error.
+            if error.kind() == Kind::Retry {
+                return Err(error);
+            }
+            self.decoder.abandon(batch);
+            if batch.changes().is_empty() {
+                return Err(error);
+            }
+            self.failed = Some(error);
+        }
+        self.finish(batch);
+        Ok(())
+    }
+
+    fn passed(&mut self, barrier: &Position) -> Result<bool> {
+        let barrier = Place::from_position(barrier)?;
+        Ok(self.decoder.is_between() && self.decoder.set().covers(&barrier.set))
+    }
+
+    async fn ack(&mut self, position: &Position) -> Result<()> {
+        // The server keeps its binlog by its own rules and is told nothing.
+        if Place::from_position(position)?.partial.is_some() {
+            fault::point("C14");
+        }
+        Ok(())
+    }
+
+    fn monitor(&self) -> Arc<dyn Monitor> {
+        Arc::clone(&self.monitor) as Arc<dyn Monitor>
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        let source = *self;
+        drop(source.stream);
+        if let Some(catalog) = source.catalog {
+            catalog.close().await;
+        }
+        Ok(())
+    }
+}

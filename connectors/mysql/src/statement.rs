@@ -1,0 +1,369 @@
+//! Recognises what a statement in the binlog does, by its head. No parser: what is not recognised may change rows.
+
+use crate::binlog::Query;
+
+/// What a statement is to a reader of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    Begin,
+    Commit,
+    Rollback,
+    /// To a savepoint
+    RollbackTo,
+    Savepoint,
+    XaStart,
+    /// `XA END`
+    XaEnd,
+    /// `XA COMMIT` or `XA ROLLBACK` of what was prepared
+    XaDone,
+    /// All rows of a table, or of some of its partitions, are gone.
+    Truncate(Name),
+    /// Rows may be changed; of this table only, if it is named.
+    Rows(Option<Name>),
+    /// No rows are changed.
+    Other,
+}
+
+/// Database and table; not always UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub database: Vec<u8>,
+    pub table: Vec<u8>,
+}
+
+/// Heads of statements that change no rows of a table that stays.
+const HARMLESS: [&str; 24] = [
+    "DROP",
+    "RENAME",
+    "GRANT",
+    "REVOKE",
+    "FLUSH",
+    "ANALYZE",
+    "OPTIMIZE",
+    "REPAIR",
+    "CHECK",
+    "SET",
+    "INSTALL",
+    "UNINSTALL",
+    "LOCK",
+    "UNLOCK",
+    "RESET",
+    "PURGE",
+    "USE",
+    "SHOW",
+    "KILL",
+    "SHUTDOWN",
+    "RELEASE",
+    "COMMENT",
+    "CACHE",
+    "IMPORT",
+];
+const MODIFIERS: [&str; 5] = ["LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "QUICK", "IGNORE"];
+
+/// What the statement does.
+pub fn head(query: &Query<'_>) -> Head {
+    let mut words = Words { rest: query.text, database: query.database };
+    let Some(first) = words.word() else { return Head::Rows(None) };
+    match first.as_str() {
+        "BEGIN" => Head::Begin,
+        "START" => {
+            if words.is_next("TRANSACTION") {
+                Head::Begin
+            } else {
+                Head::Other
+            }
+        }
+        "COMMIT" => Head::Commit,
+        "ROLLBACK" => {
+            if words.clone().any(&["TO"]) {
+                Head::RollbackTo
+            } else {
+                Head::Rollback
+            }
+        }
+        "SAVEPOINT" => Head::Savepoint,
+        "XA" => match words.word().as_deref() {
+            Some("START" | "BEGIN") => Head::XaStart,
+            Some("END") => Head::XaEnd,
+            Some("COMMIT" | "ROLLBACK") => Head::XaDone,
+            _ => Head::Rows(None),
+        },
+        "TRUNCATE" => {
+            words.is_next("TABLE");
+            words.name().map_or(Head::Rows(None), Head::Truncate)
+        }
+        "ALTER" => alter(words),
+        "CREATE" => create(words),
+        "INSERT" | "REPLACE" => {
+            words.skip(&MODIFIERS);
+            words.is_next("INTO");
+            Head::Rows(words.name())
+        }
+        "UPDATE" => {
+            words.skip(&MODIFIERS);
+            let name = words.name();
+            // An alias may stand between; anything else names more tables.
+            words.is_next("AS");
+            let is_single = words.is_next("SET") || words.name().is_some() && words.is_next("SET");
+            Head::Rows(name.filter(|_| is_single))
+        }
+        "DELETE" => {
+            words.skip(&MODIFIERS);
+            let is_single = words.is_next("FROM");
+            let name = words.name();
+            let is_single = is_single && !words.next_is(b',') && !words.any(&["USING", "JOIN"]);
+            Head::Rows(name.filter(|_| is_single))
+        }
+        word if HARMLESS.contains(&word) => Head::Other,
+        _ => Head::Rows(None),
+    }
+}
+
+/// A change of the table's form leaves its rows, except where it drops or exchanges partitions.
+fn alter(mut words: Words<'_>) -> Head {
+    words.skip(&["ONLINE", "IGNORE"]);
+    if !words.is_next("TABLE") {
+        return Head::Other;
+    }
+    words.skip(&["IF", "EXISTS"]);
+    let name = words.name();
+    let mut rest = words;
+    let removes = rest.clone().any(&["PARTITION"]) && rest.any(&["TRUNCATE", "EXCHANGE", "DROP"]);
+    match (removes, name) {
+        (false, _) => Head::Other,
+        (true, Some(name)) => Head::Truncate(name),
+        (true, None) => Head::Rows(None),
+    }
+}
+
+/// A new table has no rows, unless it is filled by the same statement.
+fn create(mut words: Words<'_>) -> Head {
+    words.skip(&["OR", "REPLACE", "TEMPORARY"]);
+    if !words.is_next("TABLE") {
+        return Head::Other;
+    }
+    words.skip(&["IF", "NOT", "EXISTS"]);
+    let name = words.name();
+    if words.any(&["SELECT"]) { Head::Rows(name) } else { Head::Other }
+}
+
+/// Walks over a statement, outside of comments and quotes.
+#[derive(Clone)]
+struct Words<'a> {
+    rest: &'a [u8],
+    database: &'a [u8],
+}
+
+impl<'a> Words<'a> {
+    /// Passes blanks and comments. What stands in an executable comment is part of the statement.
+    fn blanks(&mut self) {
+        loop {
+            self.rest = self.rest.trim_ascii_start();
+            let executable = self.rest.strip_prefix(b"/*!").or_else(|| self.rest.strip_prefix(b"/*M!"));
+            if let Some(inside) = executable {
+                let digits = inside.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                self.rest = &inside[digits..];
+            } else if let Some(rest) = self.rest.strip_prefix(b"*/") {
+                self.rest = rest;
+            } else if let Some(inside) = self.rest.strip_prefix(b"/*") {
+                let end = inside.windows(2).position(|pair| pair == b"*/");
+                self.rest = end.map_or(&[][..], |end| &inside[end + 2..]);
+            } else if self.rest.starts_with(b"#") || self.rest.starts_with(b"--") {
+                let end = self.rest.iter().position(|byte| *byte == b'\n');
+                self.rest = end.map_or(&[][..], |end| &self.rest[end..]);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// A word without quotes, in capitals.
+    fn word(&mut self) -> Option<String> {
+        self.blanks();
+        let len = self.rest.iter().take_while(|byte| is_of_name(**byte)).count();
+        let (word, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        (len > 0).then(|| String::from_utf8_lossy(word).to_ascii_uppercase())
+    }
+
+    /// Takes the word if it is next.
+    fn is_next(&mut self, wanted: &str) -> bool {
+        let before = self.rest;
+        let is = self.word().as_deref() == Some(wanted);
+        if !is {
+            self.rest = before;
+        }
+        is
+    }
+
+    fn skip(&mut self, words: &[&str]) {
+        while words.iter().any(|word| self.is_next(word)) {}
+    }
+
+    fn next_is(&mut self, byte: u8) -> bool {
+        self.blanks();
+        self.rest.first() == Some(&byte)
+    }
+
+    /// A name, with its database or without.
+    fn name(&mut self) -> Option<Name> {
+        let first = self.part()?;
+        if !self.next_is(b'.') {
+            return Some(Name { database: self.database.to_vec(), table: first });
+        }
+        self.rest = &self.rest[1..];
+        Some(Name { database: first, table: self.part()? })
+    }
+
+    fn part(&mut self) -> Option<Vec<u8>> {
+        self.blanks();
+        let (&quote, inside) = self.rest.split_first()?;
+        if quote != b'`' && quote != b'"' {
+            let len = self.rest.iter().take_while(|byte| is_of_name(**byte)).count();
+            let (word, rest) = self.rest.split_at(len);
+            self.rest = rest;
+            return (len > 0).then(|| word.to_vec());
+        }
+        let (mut name, mut at) = (Vec::new(), 0);
+        loop {
+            match (inside.get(at)?, inside.get(at + 1)) {
+                (byte, Some(next)) if *byte == quote && *next == quote => {
+                    name.push(quote);
+                    at += 2;
+                }
+                (byte, _) if *byte == quote => {
+                    self.rest = &inside[at + 1..];
+                    return Some(name);
+                }
+                (byte, _) => {
+                    name.push(*byte);
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    /// Whether one of the words comes anywhere outside of quotes.
+    fn any(&mut self, wanted: &[&str]) -> bool {
+        loop {
+            self.blanks();
+            match self.rest.first() {
+                None => return false,
+                Some(quote @ (b'\'' | b'"' | b'`')) => {
+                    let quote = *quote;
+                    self.rest = &self.rest[1..];
+                    while let Some((byte, rest)) = self.rest.split_first() {
+                        self.rest = if *byte == b'\\' && quote != b'`' { rest.get(1..).unwrap_or_default() } else { rest };
+                        if *byte == quote {
+                            break;
+                        }
+                    }
+                }
+                Some(byte) if is_of_name(*byte) => {
+                    if self.word().is_some_and(|word| wanted.contains(&word.as_str())) {
+                        return true;
+                    }
+                }
+                Some(_) => self.rest = &self.rest[1..],
+            }
+        }
+    }
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$' || byte >= 0x80
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(text: &str) -> Head {
+        head(&Query { database: b"shop", text: text.as_bytes() })
+    }
+
+    fn name(database: &str, table: &str) -> Name {
+        Name { database: database.into(), table: table.into() }
+    }
+
+    #[test]
+    fn statements_that_change_rows_are_seen_through_comments_and_quotes() {
+        let orders = || Head::Rows(Some(name("shop", "orders")));
+        for text in [
+            "INSERT INTO orders VALUES (1)",
+            "/* c */ insert ignore into `orders` set a = 1",
+            "-- x\nREPLACE orders VALUES (1)",
+            "/*!50000 INSERT */ INTO /*! orders */ VALUES (1)",
+            "UPDATE orders SET a = 1",
+            "UPDATE LOW_PRIORITY shop . orders AS o SET a = 1",
+            "DELETE FROM shop.`orders` WHERE a = 'JOIN'",
+            "CREATE TABLE IF NOT EXISTS orders AS SELECT 1",
+        ] {
+            assert_eq!(of(text), orders(), "{text}");
+        }
+        for text in [
+            "UPDATE orders, b SET a = 1",
+            "DELETE a FROM a JOIN b",
+            "DELETE FROM a USING a, b",
+            "LOAD DATA INFILE 'x'",
+            "CALL p()",
+            "",
+        ] {
+            assert_eq!(of(text), Head::Rows(None), "{text}");
+        }
+        assert_eq!(of("INSERT INTO `a``b`.\"c\" VALUES (1)"), Head::Rows(Some(name("a`b", "c"))));
+    }
+
+    #[test]
+    fn what_changes_no_rows_passes() {
+        for text in [
+            "CREATE TABLE t (a int DEFAULT 1 COMMENT 'SELECT')",
+            "CREATE VIEW v AS SELECT 1",
+            "CREATE TRIGGER t BEFORE INSERT ON a FOR EACH ROW DELETE FROM b",
+            "ALTER TABLE t ADD COLUMN a int, DROP COLUMN b",
+            "DROP TABLE a, b",
+            "RENAME TABLE a TO b",
+            "# a comment\nGRANT SELECT ON a.* TO b",
+        ] {
+            assert_eq!(of(text), Head::Other, "{text}");
+        }
+        assert_eq!(of("TRUNCATE TABLE `orders`"), Head::Truncate(name("shop", "orders")));
+        assert_eq!(of("truncate a.b"), Head::Truncate(name("a", "b")));
+        assert_eq!(of("ALTER TABLE orders TRUNCATE PARTITION p1"), Head::Truncate(name("shop", "orders")));
+    }
+
+    #[test]
+    fn the_words_of_transactions_are_known() {
+        let cases = [
+            ("BEGIN", Head::Begin),
+            ("COMMIT", Head::Commit),
+            ("ROLLBACK", Head::Rollback),
+            ("ROLLBACK TO `s`", Head::RollbackTo),
+            ("SAVEPOINT `s`", Head::Savepoint),
+            ("XA START X'61',X'',1", Head::XaStart),
+            ("XA END X'61',X'',1", Head::XaEnd),
+            ("XA COMMIT X'61',X'',1", Head::XaDone),
+            ("XA ROLLBACK X'61',X'',1", Head::XaDone),
+        ];
+        for (text, head) in cases {
+            assert_eq!(of(text), head, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_statement_comes_to_an_end(text: Vec<u8>, words in "(INSERT|DELETE|/\\*|\\*/|`|'|--|#|\\\\| |a|\\.){0,20}") {
+            head(&Query { database: b"", text: &text });
+            head(&Query { database: b"", text: words.as_bytes() });
+        }
+
+        #[test]
+        fn a_change_of_a_captured_table_is_never_cleared(comment in "[a-z*' ]{0,8}", quoted: bool) {
+            prop_assume!(!comment.contains("*/"));
+            let table = if quoted { "`orders`" } else { "orders" };
+            let text = format!("/*{comment}*/DELETE/*{comment}*/FROM/*{comment}*/{table} WHERE a = 1");
+            prop_assert_eq!(of(&text), Head::Rows(Some(name("shop", "orders"))));
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Named stops of the stream: what came, where, and what to do about it.
+
+use headwater_connector::Error;
+
+use crate::{
+    codes,
+    error::torn,
+    payload::Bad,
+    position::{Partial, Spot},
+    statement::Name,
+};
+
+fn at_spot(error: Error, spot: &Spot) -> Error {
+    error.at("file", &spot.file).at("place", spot.at)
+}
+
+/// An event does not have its checksum.
+pub fn checksum(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::CHECKSUM, "an event does not have its checksum"), spot)
+        .hint("Nothing needs to be done unless it comes back; `headwater explain HW3028` has more.")
+}
+
+/// Something compressed cannot be unpacked.
+pub fn packed(bad: Bad, limit: usize) -> Error {
+    match bad {
+        Bad::Torn => torn("something compressed"),
+        Bad::TooLarge => too_large(limit),
+        Bad::Method => Error::new(&codes::UNKNOWN_EVENT, "an event is compressed by a method that is not known")
+            .hint("Upgrade headwater; `headwater explain HW3019` has more."),
+    }
+}
+
+/// An event is larger than it may be.
+pub fn too_large(limit: usize) -> Error {
+    Error::new(&codes::TOO_LARGE, format!("an event is larger than {limit} bytes"))
+        .hint("Raise `max_event_bytes` in the source's options; the connector may need as much memory.")
+}
+
+/// Transactions without names.
+pub fn anonymous(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::GTID_OFF, "a transaction has no GTID"), spot)
+        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows.")
+}
+
+/// Transactions whose names have a tag.
+pub fn tagged(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::UNKNOWN_EVENT, "a transaction's GTID has a tag, which cannot be read yet"), spot)
+        .hint("Let no session set gtid_next to AUTOMATIC with a tag; `headwater explain HW3019` has more.")
+}
+
+/// The server lost something.
+pub fn incident(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::INCIDENT, "the server says that its binlog lacks changes"), spot)
+        .hint("Look into the server's error log, then begin anew with `headwater reset`.")
+}
+
+/// An event that nobody here knows.
+pub fn unknown(kind: u8, spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::UNKNOWN_EVENT, format!("the binlog holds an event of kind {kind}")), spot)
+        .hint("Run SET GLOBAL binlog_row_value_options = ''; if it is 39, else upgrade headwater.")
+}
+
+/// A statement that changes rows, or may do so.
+pub fn statement(name: Option<&Name>, spot: &Spot) -> Error {
+    let what = match name {
+        Some(_) => "the binlog holds a statement that changes rows of a selected table, and not the rows",
+        None => "the binlog holds a statement that may change rows of a selected table",
+    };
+    let error = at_spot(Error::new(&codes::STATEMENT, what), spot);
+    let table = |name: &Name| format!("{}.{}", String::from_utf8_lossy(&name.database), String::from_utf8_lossy(&name.table));
+    let error = match name {
+        Some(name) => error.at("table", table(name)),
+        None => error,
+    };
+    error.hint("Run SET GLOBAL binlog_format = 'ROW'; and let no session set another; then begin anew with `headwater reset`.")
+}
+
+/// An image without all columns.
+pub fn image(table: &str, transaction: &str) -> Error {
+    Error::new(&codes::ROW_IMAGE, "the binlog holds a row without all of its columns")
+        .at("table", table)
+        .at("transaction", transaction)
+        .hint("Run SET GLOBAL binlog_row_image = 'FULL'; and let no session set another; then begin anew with `headwater reset`.")
+}
+
+/// A transaction that is prepared only.
+pub fn prepared(transaction: &str) -> Error {
+    Error::new(&codes::XA, "rows of a selected table were changed in a prepared transaction")
+        .at("transaction", transaction)
+        .hint("Change selected tables without XA, or with XA COMMIT ... ONE PHASE; then begin anew with `headwater reset`.")
+}
+
+/// A transaction that kept some of its rows.
+pub fn rolled_back(transaction: &str) -> Error {
+    Error::new(&codes::ROLLED_BACK, "a transaction with rows of a selected table was rolled back in part")
+        .at("transaction", transaction)
+        .hint("Run ALTER TABLE ... ENGINE = InnoDB; then begin anew with `headwater reset`.")
+}
+
+/// The policy of truncates, or a table of which nothing is known.
+pub fn truncated(table: &str, transaction: &str, is_policy: bool) -> Error {
+    let what = if is_policy { "a table was truncated" } else { "a table was truncated before any of its rows came" };
+    Error::new(&codes::TRUNCATE_STOPPED, what)
+        .at("table", table)
+        .at("transaction", transaction)
+        .hint("Set `on_truncate: event` to let truncates pass as events of their own, or take the table out of `tables`.")
+}
+
+/// A date that is none.
+pub fn zero_date(table: &str, column: &str, transaction: &str) -> Error {
+    Error::new(&codes::ZERO_DATE, "a date has a zero as year, month or day")
+        .at("table", table)
+        .at("column", column)
+        .at("transaction", transaction)
+        .hint("Set `zero_dates: text` or `zero_dates: null`, or correct the row and restart the connector.")
+}
+
+/// The rest of a cut transaction does not come.
+pub fn mismatch(partial: Partial, came: &str) -> Error {
+    Error::new(&codes::PARTIAL_MISMATCH, format!("the server sent {came} instead of the rest of a transaction"))
+        .at("transaction", partial.gtid)
+        .hint("Connect to the server that has the transaction, or begin anew with `headwater reset`.")
+}

