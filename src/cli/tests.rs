@@ -134,7 +134,8 @@ fn check_of_faulty_files_is_a_document_for_programs_as_well() {
 #[test]
 fn connectors_are_listed_and_described() {
     let list = text(|output| connectors::print(CONNECTORS, None, output));
-    assert!(list.starts_with("KIND                  ROLES   WHAT\npostgres, postgresql  source  PostgreSQL"), "{list}");
+    assert!(list.starts_with("KIND                  ROLES   WHAT\nmysql, mariadb        source  MySQL"), "{list}");
+    assert!(list.contains("\npostgres, postgresql  source  PostgreSQL"), "{list}");
     let page = text(|output| connectors::print(CONNECTORS, Some("postgresql"), output));
     assert!(page.contains("\n  on_truncate  stop, event; default stop\n"), "{page}");
     assert!(page.contains("\n  tables  text or list of texts; required\n"), "{page}");

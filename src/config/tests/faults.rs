@@ -64,7 +64,7 @@ fn what_is_required_and_missing_is_named_where_it_belongs() {
     assert_eq!(
         fault("connectors:\n  shop:\n    source: { url: x }\n"),
         "HW1004 headwater.yaml:3:13 connectors.shop.source.kind: option kind is missing -> \
-         Add `kind:` with one of postgres or postgresql."
+         Add `kind:` with one of mysql, mariadb, postgres or postgresql."
     );
     assert!(
         fault("connectors:\n  shop: {}\n")
@@ -118,7 +118,7 @@ fn a_file_that_two_patterns_match_is_read_once() {
 fn an_unknown_kind_names_the_closest() {
     assert_eq!(
         fault("connectors:\n  shop:\n    source: { kind: postgress, url: x }\n"),
-        "HW1008 headwater.yaml:3:21 connectors.shop.source.kind: kind \"postgress\" is not one of postgres or postgresql -> \
+        "HW1008 headwater.yaml:3:21 connectors.shop.source.kind: kind \"postgress\" is not one of mysql, mariadb, postgres or postgresql -> \
          Did you mean postgres? Write postgres."
     );
     let log = fault(&format!("log: {{ kind: kafak }}\n{}", shop_with("")));
