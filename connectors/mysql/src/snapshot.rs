@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headwater_connector::{Gate, Position, Result, Snapshot};
+use headwater_connector::{Gate, Position, Result, Snapshot, fault};
 
 use crate::{
     catalog::cell,
@@ -55,7 +55,10 @@ async fn begin_mysql(connection: &mut Connection, gate: Option<&Awaited>) -> Res
         let more = if held.len() > 1 { format!(" and {} others", held.len() - 1) } else { String::new() };
         return Ok(Taken::Waiting(format!("transaction {first}{more} to be committed")));
     }
-    let executed = inspect::gtids(connection, "gtid_executed").await?;
+    let mut executed = inspect::gtids(connection, "gtid_executed").await?;
+    if fault::variant("watermark-window") {
+        committing(connection).await?.into_iter().for_each(|gtid| executed.insert(gtid));
+    }
     connection.query("START TRANSACTION READ ONLY").await?;
     Ok(Taken::Snapshot { seen: Arc::new(Executed(executed)), barrier: None })
 }
@@ -65,10 +68,13 @@ async fn begin_mariadb(connection: &mut Connection, gate: Option<&Awaited>, trai
     connection.query("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY").await?;
     let rows = connection.query("SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
     let value = |name: &str| rows.iter().find(|row| cell(row, 0).eq_ignore_ascii_case(name)).map(|row| cell(row, 1));
-    let spot = match (value("binlog_snapshot_file"), value("binlog_snapshot_position").and_then(|at| at.parse().ok())) {
+    let mut spot = match (value("binlog_snapshot_file"), value("binlog_snapshot_position").and_then(|at| at.parse().ok())) {
         (Some(file), Some(at)) if !file.is_empty() => Spot { file: file.to_owned(), at },
         _ => return Err(protocol("the snapshot's place in the binlog cannot be read")),
     };
+    if fault::variant("watermark-window") {
+        spot = inspect::spot(connection).await?;
+    }
     let floor = match gate {
         Some(Awaited::End(end)) => trail.floor().max(*end),
         _ => trail.floor(),
