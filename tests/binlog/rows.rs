@@ -123,6 +123,43 @@ fn a_killed_backfill_leaves_the_table_in_the_topic_on_mysql() {
     a_killed_backfill_leaves_the_table_in_the_topic(Flavour::Mysql);
 }
 
+fn a_table_is_read_on_demand_whole_or_in_part(flavour: Flavour) {
+    let server = shared(flavour);
+    let (home, database) = versioned(server, "      backfill: never\n");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    assert_eq!(home.tail("shop.items").len(), 0);
+    let table = format!("{database}.items");
+    let mut count = 0;
+    home.write("keys.jsonl", "{\"id\":7}\n\n{\"id\":299}\n{\"id\":1234567}\n");
+    for (arguments, more) in [
+        (vec!["--where", "id <= 10 AND note LIKE 'n%'"], 10),
+        (vec!["--column", "id", "--from", "11996"], 5),
+        (vec!["--keys", "keys.jsonl"], 2),
+        (vec![], ROWS),
+    ] {
+        home.run(&[&["backfill", "shop", &table], arguments.as_slice()].concat()).expect_code(0);
+        daemon.wait_state("shop", "streaming");
+        count += more;
+        let records = home.tail("shop.items");
+        assert_eq!(records.iter().filter(|record| record.op() == "r").count(), count, "{arguments:?}");
+    }
+    home.run(&["backfill", "shop", &table, "--where", "nothing = 1"]);
+    daemon.wait_for("shop", "the server's words", |shop| shop.to_string().contains("HW3039"));
+    assert_eq!(daemon.terminate(), Some(0));
+    assert_eq!(fault(server, &database, &home.tail("shop.items")), None);
+}
+
+#[test]
+fn a_table_is_read_on_demand_whole_or_in_part_on_mariadb() {
+    a_table_is_read_on_demand_whole_or_in_part(Flavour::Mariadb);
+}
+
+#[test]
+fn a_table_is_read_on_demand_whole_or_in_part_on_mysql() {
+    a_table_is_read_on_demand_whole_or_in_part(Flavour::Mysql);
+}
+
 /// Commits that are in the binlog, and in the topics, while no snapshot sees them: they wait for the answer of a replica that is not there.
 fn stalled_commit(flavour: Flavour, variant: Option<&str>) -> Option<String> {
     let server = Server::start(flavour, &[]);

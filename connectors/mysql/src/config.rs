@@ -184,6 +184,12 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     if !(1 << 20..=1 << 30).contains(&max_event_bytes) {
         faults.push(fault("max_event_bytes", "the limit is out of range", "Use a number from 1048576 to 1073741824."));
     }
+    let selects =
+        |name: &str| name.split_once('.').is_some_and(|(database, table)| tables.iter().any(|one| one.matches(database, table)));
+    for (at, name) in options.backfill.unknown_first(selects) {
+        let hint = "Name a table that `tables` selects, as database.table.";
+        faults.push(fault(format!("backfill.first[{at}]"), format!("{name:?} is not a captured table"), hint));
+    }
     let server = server(&options.url, options.password, &mut faults);
     let digest = Sha256::digest(format!("{}/{}", context.prefix, context.connector));
     match server {
@@ -268,11 +274,11 @@ mod tests {
 
     #[test]
     fn all_faults_come_at_once_and_never_the_password() {
-        let options =
-            json!({ "url": "mysql://:hunter2@h:x/d", "tables": ["orders", "a.b"], "server_id": 0, "max_event_bytes": 1 });
+        let options = json!({ "url": "mysql://:hunter2@h:x/d", "tables": ["orders", "a.b"], "server_id": 0, "max_event_bytes": 1,
+                "backfill": { "first": ["a.b", "a.c"] } });
         let faults = resolve(&context("shop"), options).unwrap_err();
         let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
-        assert_eq!(paths, ["tables[0]", "server_id", "max_event_bytes", "url"]);
+        assert_eq!(paths, ["tables[0]", "server_id", "max_event_bytes", "backfill.first[1]", "url"]);
         let said: String = faults.iter().map(|fault| fault.error.to_string()).collect();
         assert!(!said.contains("hunter2"), "{said}");
     }
