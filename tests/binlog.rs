@@ -4,6 +4,8 @@
 #[path = "../connectors/mysql/tests/servers/support.rs"]
 mod servers;
 
+mod rows;
+
 use servers::{Flavour, shared};
 
 use crate::support::daemon::Home;

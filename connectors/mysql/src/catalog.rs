@@ -1,7 +1,5 @@
 //! What the server's catalogue tells about tables, in the form in which the binlog describes them.
 
-use std::collections::BTreeMap;
-
 use headwater_connector::Result;
 
 use crate::{
@@ -24,6 +22,8 @@ pub struct TableFacts {
     pub key: Vec<String>,
     /// Unique indexes over columns that are NOT NULL, the primary key included.
     pub unique: Vec<Vec<String>>,
+    /// The same with their names.
+    pub indexes: Vec<(String, Vec<String>)>,
     /// Roughly.
     pub estimated_rows: Option<u64>,
 }
@@ -106,7 +106,8 @@ pub async fn table(connection: &mut Connection, database: &str, name: &str) -> R
             }
         }
     }
-    facts.unique = indexes.into_iter().filter_map(|(_, columns)| columns).collect();
+    facts.indexes = indexes.into_iter().filter_map(|(name, columns)| Some((name, columns?))).collect();
+    facts.unique = facts.indexes.iter().map(|(_, columns)| columns.clone()).collect();
     facts.key = facts.unique.first().cloned().unwrap_or_default();
     Ok(Some(facts))
 }
@@ -185,53 +186,58 @@ fn column(row: &[Option<String>], documents: &[String]) -> ColumnFacts {
     ColumnFacts { column, hint }
 }
 
-/// Some collation of a character set: all of one are read alike.
+/// Some collation of each character set: all of one are read alike.
+const CHARSETS: [(&str, u64); 41] = [
+    ("big5", 1),
+    ("cp850", 4),
+    ("dec8", 3),
+    ("hp8", 6),
+    ("koi8r", 7),
+    ("latin1", 8),
+    ("latin2", 9),
+    ("swe7", 10),
+    ("ascii", 11),
+    ("ujis", 12),
+    ("sjis", 13),
+    ("hebrew", 16),
+    ("tis620", 18),
+    ("euckr", 19),
+    ("koi8u", 22),
+    ("gb2312", 24),
+    ("greek", 25),
+    ("cp1250", 26),
+    ("gbk", 28),
+    ("latin5", 30),
+    ("armscii8", 32),
+    ("utf8", 33),
+    ("utf8mb3", 33),
+    ("ucs2", 35),
+    ("cp866", 36),
+    ("keybcs2", 37),
+    ("macce", 38),
+    ("macroman", 39),
+    ("cp852", 40),
+    ("latin7", 41),
+    ("utf8mb4", 45),
+    ("cp1251", 51),
+    ("utf16", 54),
+    ("utf16le", 56),
+    ("cp1256", 57),
+    ("cp1257", 59),
+    ("utf32", 60),
+    ("geostd8", 92),
+    ("cp932", 95),
+    ("eucjpms", 97),
+    ("gb18030", 248),
+];
+
 fn collation(charset: &str) -> u64 {
-    let known: BTreeMap<&str, u64> = [
-        ("big5", 1),
-        ("cp850", 4),
-        ("dec8", 3),
-        ("hp8", 6),
-        ("koi8r", 7),
-        ("latin1", 8),
-        ("latin2", 9),
-        ("swe7", 10),
-        ("ascii", 11),
-        ("ujis", 12),
-        ("sjis", 13),
-        ("hebrew", 16),
-        ("tis620", 18),
-        ("euckr", 19),
-        ("koi8u", 22),
-        ("gb2312", 24),
-        ("greek", 25),
-        ("cp1250", 26),
-        ("gbk", 28),
-        ("latin5", 30),
-        ("armscii8", 32),
-        ("utf8", 33),
-        ("utf8mb3", 33),
-        ("ucs2", 35),
-        ("cp866", 36),
-        ("keybcs2", 37),
-        ("macce", 38),
-        ("macroman", 39),
-        ("cp852", 40),
-        ("latin7", 41),
-        ("utf8mb4", 45),
-        ("cp1251", 51),
-        ("utf16", 54),
-        ("utf16le", 56),
-        ("cp1256", 57),
-        ("cp1257", 59),
-        ("utf32", 60),
-        ("geostd8", 92),
-        ("cp932", 95),
-        ("eucjpms", 97),
-        ("gb18030", 248),
-    ]
-    .into();
-    known.get(charset).copied().unwrap_or(63)
+    CHARSETS.iter().find(|(name, _)| *name == charset).map_or(63, |(_, collation)| *collation)
+}
+
+/// The character set of a collation that the catalogue gave.
+pub fn charset_name(collation: u64) -> &'static str {
+    CHARSETS.iter().rev().find(|(_, known)| *known == collation).map_or("binary", |(name, _)| *name)
 }
 
 /// The labels in `enum('a','it''s')`.

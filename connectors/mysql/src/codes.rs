@@ -37,7 +37,9 @@ headwater_connector::codes! { "codes";
     RETENTION = "HW3033", Environment, "the server deletes its binlog soon";
     DURABILITY = "HW3034", Environment, "a crash of the server can lose transactions that are published";
     CASCADES = "HW3035", Config, "foreign keys change rows without a trace in the binlog";
-    NO_BACKFILL = "HW3036", Config, "rows that are there already cannot be read yet";
+    BACKFILL_TABLE = "HW3036", Config, "a table whose rows are to be read is gone or cannot be read in pieces";
     NOTHING_TO_REBIND = "HW3037", Config, "there is no position to keep";
     ROLLED_BACK = "HW3038", Environment, "the binlog holds a transaction that was partly rolled back";
+    CONDITION_REFUSED = "HW3039", Config, "the server refuses the condition of a backfill";
+    BACKFILL_WAITS = "HW3040", Retry, "a chunk of a table cannot be read now";
 }

@@ -1,13 +1,13 @@
 //! The options of a source, and what they mean.
 
-use headwater_connector::{BackfillMode, BackfillOptions, Error, OptionFault, Secret, SourceContext};
+use headwater_connector::{BackfillOptions, Error, OptionFault, Secret, SourceContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use crate::server::{Server, server};
 
-use crate::codes::{BAD_OPTION, NO_BACKFILL};
+use crate::codes::BAD_OPTION;
 
 /// Options of a MySQL or MariaDB source.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -43,7 +43,7 @@ pub struct Options {
     /// Whether tables are accepted whose rows the server changes by foreign keys without writing it to the binlog.
     #[serde(default)]
     pub accept_cascades: bool,
-    /// Whether rows that are there already are read. Only `never` is possible with this kind of source now.
+    /// Whether rows that are in a table already are read when it is captured for the first time, and how hard the server may be worked for it.
     #[serde(default)]
     pub backfill: BackfillOptions,
 }
@@ -184,9 +184,11 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     if !(1 << 20..=1 << 30).contains(&max_event_bytes) {
         faults.push(fault("max_event_bytes", "the limit is out of range", "Use a number from 1048576 to 1073741824."));
     }
-    if options.backfill.mode != BackfillMode::Never {
-        let error = Error::new(&NO_BACKFILL, "rows that are there already cannot be read by this kind of source yet");
-        faults.push(OptionFault { path: "backfill".into(), error: error.hint("Set `backfill: never`.") });
+    let selects =
+        |name: &str| name.split_once('.').is_some_and(|(database, table)| tables.iter().any(|one| one.matches(database, table)));
+    for (at, name) in options.backfill.unknown_first(selects) {
+        let hint = "Name a table that `tables` selects, as database.table.";
+        faults.push(fault(format!("backfill.first[{at}]"), format!("{name:?} is not a captured table"), hint));
     }
     let server = server(&options.url, options.password, &mut faults);
     let digest = Sha256::digest(format!("{}/{}", context.prefix, context.connector));
@@ -252,7 +254,7 @@ mod tests {
     }
 
     fn with_url(url: &str) -> Result<Settings, Vec<OptionFault>> {
-        resolve(&context("shop"), json!({ "url": url, "tables": ["shop.orders"], "backfill": "never" }))
+        resolve(&context("shop"), json!({ "url": url, "tables": ["shop.orders"] }))
     }
 
     #[test]
@@ -265,18 +267,18 @@ mod tests {
 
     #[test]
     fn connectors_have_different_ids_that_stay_the_same() {
-        let of = |name| resolve(&context(name), json!({ "url": "mysql://a@h", "tables": "a.b", "backfill": "never" })).unwrap();
+        let of = |name| resolve(&context(name), json!({ "url": "mysql://a@h", "tables": "a.b" })).unwrap();
         assert_ne!((of("a").server_id, of("a").replica_uuid), (of("b").server_id, of("b").replica_uuid));
         assert_eq!((of("a").server_id, of("a").replica_uuid), (of("a").server_id, of("a").replica_uuid));
     }
 
     #[test]
     fn all_faults_come_at_once_and_never_the_password() {
-        let options =
-            json!({ "url": "mysql://:hunter2@h:x/d", "tables": ["orders", "a.b"], "server_id": 0, "max_event_bytes": 1 });
+        let options = json!({ "url": "mysql://:hunter2@h:x/d", "tables": ["orders", "a.b"], "server_id": 0, "max_event_bytes": 1,
+                "backfill": { "first": ["a.b", "a.c"] } });
         let faults = resolve(&context("shop"), options).unwrap_err();
         let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
-        assert_eq!(paths, ["tables[0]", "server_id", "max_event_bytes", "backfill", "url"]);
+        assert_eq!(paths, ["tables[0]", "server_id", "max_event_bytes", "backfill.first[1]", "url"]);
         let said: String = faults.iter().map(|fault| fault.error.to_string()).collect();
         assert!(!said.contains("hunter2"), "{said}");
     }

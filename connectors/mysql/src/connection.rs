@@ -155,23 +155,41 @@ impl Connection {
         timeout(QUERY_TIMEOUT, self.run(sql)).await.map_err(|_| lost("the server did not answer a statement in time"))?
     }
 
-    async fn run(&mut self, sql: &str) -> Result<Result<Rows, ServerError>> {
-        self.command(3, sql.as_bytes()).await?;
-        let head = self.receive().await?;
-        let columns = match head.first() {
-            Some(0) => return Ok(Ok(Vec::new())),
-            Some(255) => return Ok(Err(ServerError::parse(&head[1..]).map_err(|_| torn("an error message"))?)),
-            // X1: the server wants a file of ours.
-            Some(251) => return Err(login::unsafe_login("the server asked for a local file")),
-            _ => Cursor::new(&head).count().map_err(|_| torn("the head of an answer"))?,
+    /// Runs a statement whose rows are taken one by one as they come; an error of `take` leaves the session unusable.
+    pub async fn query_rows(
+        &mut self,
+        sql: &str,
+        mut take: impl FnMut(&[u8], usize) -> Result<()> + Send,
+    ) -> Result<Result<(), ServerError>> {
+        let running = async {
+            let columns = match self.head(sql).await? {
+                Ok(0) => return Ok(Ok(())),
+                Ok(columns) => columns,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            loop {
+                let message = self.receive().await?;
+                match message.first() {
+                    Some(254) if message.len() < 9 => return Ok(Ok(())),
+                    Some(255) => return Ok(Err(ServerError::parse(&message[1..]).map_err(|_| torn("an error message"))?)),
+                    _ => take(&message, columns)?,
+                }
+            }
         };
-        if columns > MAX_COLUMNS {
-            return Err(protocol("an answer has too many columns"));
-        }
-        for _ in 0..=columns {
-            // What the columns are is known; an end comes behind them.
-            self.receive().await?;
-        }
+        timeout(QUERY_TIMEOUT, running).await.map_err(|_| lost("the server did not answer a statement in time"))?
+    }
+
+    /// No message of an answer may be longer.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    async fn run(&mut self, sql: &str) -> Result<Result<Rows, ServerError>> {
+        let columns = match self.head(sql).await? {
+            Ok(0) => return Ok(Ok(Vec::new())),
+            Ok(columns) => columns,
+            Err(refused) => return Ok(Err(refused)),
+        };
         let (mut rows, mut size) = (Vec::new(), 0);
         loop {
             let message = self.receive().await?;
@@ -186,6 +204,27 @@ impl Connection {
             }
             rows.push(row(&message, columns)?);
         }
+    }
+
+    /// Sends a statement and takes what stands before its rows: how many columns they have, 0 if there are no rows.
+    async fn head(&mut self, sql: &str) -> Result<Result<usize, ServerError>> {
+        self.command(3, sql.as_bytes()).await?;
+        let head = self.receive().await?;
+        let columns = match head.first() {
+            Some(0) => return Ok(Ok(0)),
+            Some(255) => return Ok(Err(ServerError::parse(&head[1..]).map_err(|_| torn("an error message"))?)),
+            // X1: the server wants a file of ours.
+            Some(251) => return Err(login::unsafe_login("the server asked for a local file")),
+            _ => Cursor::new(&head).count().map_err(|_| torn("the head of an answer"))?,
+        };
+        if columns > MAX_COLUMNS {
+            return Err(protocol("an answer has too many columns"));
+        }
+        for _ in 0..=columns {
+            // What the columns are is known; an end comes behind them.
+            self.receive().await?;
+        }
+        Ok(Ok(columns))
     }
 
     /// Sends a command that answers with a stream; then the socket belongs to it.
@@ -278,17 +317,18 @@ impl Connection {
 
 fn row(message: &[u8], columns: usize) -> Result<Vec<Option<String>>> {
     let mut cursor = Cursor::new(message);
-    let mut row = Vec::with_capacity(columns);
-    for _ in 0..columns {
-        if cursor.rest().first() == Some(&251) {
-            let _ = cursor.u8();
-            row.push(None);
-            continue;
-        }
-        let cell = cursor.bytes().map_err(|_| torn("a result row"))?;
-        row.push(Some(String::from_utf8_lossy(cell).into_owned()));
+    let text = |cell: &[u8]| String::from_utf8_lossy(cell).into_owned();
+    (0..columns).map(|_| Ok(cell(&mut cursor)?.map(text))).collect()
+}
+
+/// Takes a cell off the front of a row; none is NULL.
+#[inline]
+pub fn cell<'a>(row: &mut Cursor<'a>) -> Result<Option<&'a [u8]>> {
+    if row.rest().first() == Some(&251) {
+        let _ = row.u8();
+        return Ok(None);
     }
-    Ok(row)
+    row.bytes().map(Some).map_err(|_| torn("a result row"))
 }
 
 fn broken(error: std::io::Error) -> Error {

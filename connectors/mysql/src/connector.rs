@@ -1,6 +1,9 @@
 //! The configured source: looks, prepares, creates, verifies, opens.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use headwater_connector::{
@@ -13,11 +16,13 @@ use crate::{
     check, codes,
     config::Settings,
     connection::{Connection, Flavour, literal},
-    inspect,
-    position::Place,
+    inspect, keys,
+    position::{Mark, Place},
+    reader::{self, Current, MysqlReader, Streamed},
     relation,
     source::MysqlSource,
     stream::Stream,
+    trail::Trail,
 };
 
 /// An idle server says so this often.
@@ -32,12 +37,14 @@ const DUMP_GTID: u8 = 30;
 /// See the module's page.
 pub struct MysqlConnector {
     settings: Arc<Settings>,
+    /// For readers of rows.
+    current: Current,
 }
 
 impl MysqlConnector {
     /// Touches nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings) }
+        Self { settings: Arc::new(settings), current: Current::default() }
     }
 
     async fn session(&self) -> Result<(Connection, Identity)> {
@@ -140,11 +147,6 @@ pub async fn select(connection: &mut Connection, settings: &Settings) -> Result<
     Ok((tables, faults))
 }
 
-fn no_backfill() -> Error {
-    Error::new(&codes::NO_BACKFILL, "rows that are there already cannot be read by this kind of source yet")
-        .hint("Set `backfill: never`, and ask for no backfill.")
-}
-
 #[async_trait]
 impl SourceConnector for MysqlConnector {
     fn endpoint(&self) -> String {
@@ -228,12 +230,16 @@ impl SourceConnector for MysqlConnector {
         false
     }
 
-    async fn condition(&self, _: &Schema, _: &Condition<'_>) -> Result<String> {
-        Err(no_backfill())
+    async fn condition(&self, schema: &Schema, condition: &Condition<'_>) -> Result<String> {
+        let (mut connection, _) = self.session().await?;
+        let found = reader::look_up(&mut connection, &schema.table).await;
+        connection.close().await;
+        let (schema, codecs, facts) = found?.shape(&self.settings)?;
+        keys::condition(&facts, &schema, &codecs, condition)
     }
 
     async fn reader(&self) -> Result<Box<dyn TableReader>> {
-        Err(no_backfill())
+        Ok(Box::new(MysqlReader::new(Arc::clone(&self.settings), Arc::clone(&self.current))))
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
@@ -242,7 +248,14 @@ impl SourceConnector for MysqlConnector {
         inspect::require_same(identity, &found)?;
         inspect::require_history(&mut connection, &place).await?;
         let flavour = connection.flavour;
+        // Everything that is published was in the binlog before this. On MariaDB, what is not in the binlog yet is not in the set either.
+        let (set, spot) = inspect::end(&mut connection).await?;
+        let is_at_end = flavour == Flavour::Mariadb && place.set.covers(&set);
+        let stood = if is_at_end { spot.mark() } else { Mark::default() };
         let stream = self.dump(connection, &place).await?;
-        Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, found, stream, place)))
+        let trail = Arc::new(Trail::new(spot.mark()));
+        let streamed = Streamed { settings: Arc::clone(&self.settings), identity: found, trail };
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(streamed.clone());
+        Ok(Box::new(MysqlSource::new(&streamed, flavour, stream, place, stood)))
     }
 }

@@ -110,8 +110,9 @@ pub fn push(batch: &mut Batch, codec: &Codec, raw: &[u8], zero: ZeroDates) -> Re
             let [year] = fixed(raw)?;
             batch.push(Value::Uint(if year == 0 { 0 } else { 1900 + u64::from(year) }));
         }
-        Codec::Float => batch.push_text_with(|out| number::push_f32(out, f32::from_le_bytes(fixed(raw)?)))?,
-        Codec::Double => batch.push_text_with(|out| number::push_f64(out, f64::from_le_bytes(fixed(raw)?)))?,
+        // A zero has no sign: MariaDB shows none, and both servers take the two for the same key.
+        Codec::Float => batch.push_text_with(|out| number::push_f32(out, f32::from_le_bytes(fixed(raw)?) + 0.0))?,
+        Codec::Double => batch.push_text_with(|out| number::push_f64(out, f64::from_le_bytes(fixed(raw)?) + 0.0))?,
         Codec::Decimal { precision, scale } => {
             batch.push_text_with(|out| number::push_decimal(out, raw, *precision, *scale))?;
         }

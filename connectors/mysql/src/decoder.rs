@@ -11,12 +11,13 @@ use crate::{
     error::torn,
     gtid::{Gtid, GtidSet},
     payload,
-    position::{Partial, Place, Spot},
+    position::{Mark as At, Partial, Place, Spot},
     relation::{Table, Tables},
     rows::{self, Action, Fault, Rows},
     statement::{self, Head, Name},
     stops,
     table_map::{self, TableMap},
+    trail::Trail,
     wire::{Cursor, Torn},
 };
 
@@ -74,8 +75,14 @@ pub struct Decoder {
     /// The last transaction that had changes for us.
     last_change: Option<Gtid>,
     spot: Spot,
-    /// The file that is read, and where the next event begins in it.
+    /// The file that is read, and where the next event begins in it; the server says so first of all.
     reading: Spot,
+    /// Where the event that was taken last begins in its file.
+    began: u64,
+    /// A place before which everything is published, as far as that is known without reading.
+    stood: At,
+    /// Where readers of rows learn what was passed; MariaDB only.
+    trail: Option<Arc<Trail>>,
     id: String,
     unpacked: Vec<u8>,
     limits: Limits,
@@ -92,12 +99,25 @@ impl Decoder {
             resume: place.partial,
             open: None,
             last_change: None,
-            reading: place.spot.clone(),
+            reading: Spot::default(),
+            began: 0,
+            stood: At::default(),
+            trail: None,
             spot: place.spot,
             id: String::new(),
             unpacked: Vec::new(),
             limits: Limits::default(),
         }
+    }
+
+    /// Tells readers of rows what it passes. Everything before `stood` is published.
+    pub fn follow(&mut self, trail: Option<Arc<Trail>>, stood: At) {
+        (self.trail, self.stood) = (trail, stood);
+    }
+
+    /// Whether everything that ends at a place or before it was taken.
+    pub fn has_passed(&self, at: At) -> bool {
+        self.is_between() && (self.reading.mark() >= at || self.stood >= at)
     }
 
     /// Every complete transaction.
@@ -171,6 +191,7 @@ impl Decoder {
         })?;
         if header.next > 0 {
             self.reading.at = header.next.into();
+            self.began = self.reading.at.saturating_sub(event.len() as u64);
         }
         self.event(&header, body, batch)
     }
@@ -257,6 +278,9 @@ impl Decoder {
             return Err(Error::new(&codes::STREAM_BEHIND, "the server sent a transaction that is published")
                 .at("transaction", begin.gtid)
                 .hint("See `headwater explain HW3016`."));
+        }
+        if let (Some(trail), Gtid::Maria(gtid)) = (&self.trail, begin.gtid) {
+            trail.begin(gtid, At { at: self.began, ..self.reading.mark() });
         }
         let skip = match self.resume.take() {
             None => 0,

@@ -62,10 +62,11 @@ impl Writer<'_> {
         self.out.extend_from_slice(text.as_bytes());
     }
 
-    /// A whole number that is a double keeps its point, as the server writes it.
+    /// As the server writes it, whose text of a document is what a SELECT shows: a whole number keeps its point.
     fn double(&mut self, value: f64) -> Result<(), Torn> {
         let start = self.out.len();
-        number::push_f64(self.out, value)?;
+        let is_plain = value == 0.0 || (value.abs() >= 1e-15 && (value.abs() < 1e15 || value.fract() != 0.0));
+        number::push_float(self.out, value.is_finite(), || if is_plain { format!("{value}") } else { format!("{value:e}") })?;
         if self.out[start..].iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') {
             self.text(".0");
         }

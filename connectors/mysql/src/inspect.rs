@@ -40,18 +40,23 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
     }
 }
 
-/// Everything that the server has committed, and where its binlog ends.
+/// Everything that the server has committed, and where its binlog ends; the place is not behind the transactions.
 pub async fn end(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
-    // 8.4 has another word for it, and forgot the old one.
-    let is_new = connection.flavour == Flavour::Mysql && connection.version >= (8, 2);
-    let rows = connection.query(if is_new { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }).await?;
-    let Some(row) = rows.first() else { return Err(no_binlog()) };
-    let spot = Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(4) };
+    let spot = spot(connection).await?;
     let set = match connection.flavour {
         Flavour::Mysql => gtids(connection, "gtid_executed").await?,
         Flavour::Mariadb => gtids(connection, "gtid_binlog_pos").await?,
     };
     Ok((set, spot))
+}
+
+/// Where the server's binlog ends.
+pub async fn spot(connection: &mut Connection) -> Result<Spot> {
+    // 8.4 has another word for it, and forgot the old one.
+    let is_new = connection.flavour == Flavour::Mysql && connection.version >= (8, 2);
+    let rows = connection.query(if is_new { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }).await?;
+    let Some(row) = rows.first() else { return Err(no_binlog()) };
+    Ok(Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(4) })
 }
 
 /// The set in a global variable.

@@ -14,10 +14,12 @@
 //! 3. `connector`, `check`: look, prepare, create, verify, open.
 //! 4. `stream`: the socket task. `binlog`, `payload`, `table_map`, `rows`, `statement`: from bytes to events, without IO.
 //! 5. `types`, `relation`, `decode`, `number`, `temporal`, `document`, `charset`: from events to rows. `decoder`: the state between them.
-//! 6. `source`, `gtid`, `position`, `monitor`: batches, where they end, and how far the server is ahead.
+//! 6. `reader`, `keys`, `cells`, `snapshot`, `trail`, `gate`: rows that are there already, chunk by chunk.
+//! 7. `source`, `gtid`, `position`, `monitor`: batches, where they end, and how far the server is ahead.
 
 mod binlog;
 mod catalog;
+mod cells;
 mod charset;
 mod check;
 mod codes;
@@ -30,16 +32,20 @@ mod document;
 mod error;
 #[cfg(test)]
 mod garbage;
+mod gate;
 mod gtid;
 mod inspect;
+mod keys;
 mod monitor;
 mod number;
 mod payload;
 mod position;
+mod reader;
 mod relation;
 mod rows;
 mod server;
 mod session;
+mod snapshot;
 mod source;
 mod statement;
 mod stops;
@@ -47,6 +53,7 @@ mod stream;
 mod table_map;
 mod temporal;
 mod tls;
+mod trail;
 mod types;
 mod wire;
 

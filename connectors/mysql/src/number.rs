@@ -79,7 +79,8 @@ pub fn push_f64(out: &mut Vec<u8>, value: f64) -> Result<(), Torn> {
     push_float(out, value.is_finite(), || if is_plain { format!("{value}") } else { format!("{value:e}") })
 }
 
-fn push_float(out: &mut Vec<u8>, is_finite: bool, text: impl FnOnce() -> String) -> Result<(), Torn> {
+/// Appends a text made of a number that is finite.
+pub fn push_float(out: &mut Vec<u8>, is_finite: bool, text: impl FnOnce() -> String) -> Result<(), Torn> {
     if !is_finite {
         return Err(Torn);
     }

@@ -30,6 +30,31 @@ pub struct Spot {
     pub at: u64,
 }
 
+/// A place in a server's binlog that can be compared with others of the same server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// Number of the file
+    pub file: u64,
+    /// Byte in it
+    pub at: u64,
+}
+
+impl Spot {
+    /// See [`Mark`]. The servers count their files at the end of the name, with more digits when six do not do.
+    pub fn mark(&self) -> Mark {
+        let file = self.file.rsplit_once('.').and_then(|(_, number)| number_of(number)).unwrap_or_default();
+        Mark { file, at: self.at }
+    }
+
+    /// The name of the file behind this one.
+    pub fn next_file(&self) -> String {
+        match self.file.rsplit_once('.') {
+            Some((stem, number)) => format!("{stem}.{:0width$}", self.mark().file + 1, width = number.len()),
+            None => String::new(),
+        }
+    }
+}
+
 /// See the module's page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -114,6 +139,15 @@ mod tests {
         ] {
             assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn files_are_compared_by_their_number() {
+        let spot = |file: &str, at| Spot { file: file.into(), at };
+        assert!(spot("binlog.999999", 9).mark() < spot("binlog.1000000", 4).mark());
+        assert!(spot("a.b.000002", 4).mark() < spot("a.b.000002", 5).mark());
+        assert!(Spot::default().mark() < spot("binlog.000001", 4).mark());
+        assert_eq!(spot("a.b.000009", 4).next_file(), "a.b.000010");
     }
 
     #[test]

@@ -166,12 +166,19 @@ fn no_key(table: &str, what: &str) -> Error {
 
 /// A table's schema and key from the catalogue alone, before anything streams; or why it cannot be read or keyed.
 pub fn schema_now(settings: &Settings, facts: &TableFacts) -> Result<Schema> {
+    shape_now(settings, facts).map(|(schema, _)| schema)
+}
+
+/// The same, with how the columns are read.
+pub fn shape_now(settings: &Settings, facts: &TableFacts) -> Result<(Schema, Vec<Codec>)> {
     let table = facts.full_name();
     let mut columns = Vec::with_capacity(facts.columns.len());
+    let mut codecs = Vec::with_capacity(facts.columns.len());
     for ColumnFacts { column, hint } in &facts.columns {
         let name = column.name.clone().unwrap_or_default();
-        let Resolved { logical, name: source_type, .. } =
+        let Resolved { logical, name: source_type, codec } =
             types::resolve(column, *hint).map_err(|why| unknown_type(&table, &name, &why))?;
+        codecs.push(codec);
         columns.push(Column { name, r#type: logical, source_type, nullable: column.nullable });
     }
     let names = match settings.key_of(&table) {
@@ -196,7 +203,7 @@ pub fn schema_now(settings: &Settings, facts: &TableFacts) -> Result<Schema> {
         return Err(no_key(&table, "the table has no primary key"));
     }
     let key = names.iter().filter_map(|name| columns.iter().position(|column| column.name == *name)).collect();
-    Ok(Schema { table, columns, key })
+    Ok((Schema { table, columns, key }, codecs))
 }
 
 /// The catalogue's word on a table.

@@ -22,10 +22,12 @@ use crate::{
     error::torn,
     monitor::{Quiet, StreamMonitor},
     payload,
-    position::Place,
+    position::{Mark, Place},
+    reader::Streamed,
     relation::{self, Table},
     stream::{Chunk, Stream},
     table_map::TableMap,
+    trail::Trail,
 };
 
 /// Progress without changes is a checkpoint of its own: at most this often,
@@ -55,6 +57,7 @@ pub struct MysqlSource {
     /// An event of which not all rows had room in the last batch.
     again: Option<Bytes>,
     decoder: Decoder,
+    trail: Arc<Trail>,
     /// An error behind transactions that were handed out first.
     failed: Option<Error>,
     quiet: watch::Sender<Quiet>,
@@ -66,11 +69,15 @@ pub struct MysqlSource {
 
 impl MysqlSource {
     /// Reads on behind `place`.
-    pub fn new(settings: Arc<Settings>, flavour: Flavour, identity: Identity, stream: Stream, place: Place) -> Self {
+    pub fn new(opened: &Streamed, flavour: Flavour, stream: Stream, place: Place, stood: Mark) -> Self {
+        let (settings, identity) = (Arc::clone(&opened.settings), opened.identity.clone());
+        let mut decoder = Decoder::new(place.clone(), Arc::clone(&settings));
+        decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&opened.trail)), stood);
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
         let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen));
         Self {
-            decoder: Decoder::new(place.clone(), Arc::clone(&settings)),
+            decoder,
+            trail: Arc::clone(&opened.trail),
             settings,
             flavour,
             identity,
@@ -285,8 +292,8 @@ impl Source for MysqlSource {
     }
 
     fn passed(&mut self, barrier: &Position) -> Result<bool> {
-        let barrier = Place::from_position(barrier)?;
-        Ok(self.decoder.is_between() && self.decoder.set().covers(&barrier.set))
+        // Transactions become visible before the server counts them, but never before they are in the binlog: so by place.
+        Ok(self.decoder.has_passed(Place::from_position(barrier)?.spot.mark()))
     }
 
     async fn ack(&mut self, position: &Position) -> Result<()> {
@@ -301,12 +308,16 @@ impl Source for MysqlSource {
         Arc::clone(&self.monitor) as Arc<dyn Monitor>
     }
 
-    async fn close(self: Box<Self>) -> Result<()> {
-        let source = *self;
-        drop(source.stream);
-        if let Some(catalog) = source.catalog {
+    async fn close(mut self: Box<Self>) -> Result<()> {
+        if let Some(catalog) = self.catalog.take() {
             catalog.close().await;
         }
         Ok(())
+    }
+}
+
+impl Drop for MysqlSource {
+    fn drop(&mut self) {
+        self.trail.close();
     }
 }

@@ -6,6 +6,7 @@ use std::{
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -232,6 +233,26 @@ impl Server {
         std::thread::spawn(run).join().expect("the session's thread")
     }
 
+    /// Runs a statement in a session that stays open until the guard is dropped.
+    pub fn hold(&self, statement: &str) -> Held {
+        let (url, statement) = (self.url(), statement.to_owned());
+        let (release, released) = mpsc::channel::<()>();
+        let (ready, is_ready) = mpsc::channel();
+        let session = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let session = runtime.block_on(async {
+                let mut session = Session::open(&url).await.expect("a session");
+                session.query(&statement).await.unwrap_or_else(|error| panic!("{error}"));
+                session
+            });
+            let _ = ready.send(());
+            let _ = released.recv();
+            drop(session);
+        });
+        is_ready.recv().expect("the statement");
+        Held { release: Some(release), session: Some(session) }
+    }
+
     /// `mysql://hw:secret@127.0.0.1:PORT/`
     pub fn url(&self) -> String {
         format!("mysql://hw:secret@127.0.0.1:{}/", self.port)
@@ -245,6 +266,21 @@ impl Server {
             all[name] = value.clone();
         }
         headwater_mysql::MYSQL.source(&context, all).unwrap_or_else(|faults| panic!("{faults:?}"))
+    }
+}
+
+/// See [`Server::hold`].
+pub struct Held {
+    release: Option<mpsc::Sender<()>>,
+    session: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(session) = self.session.take() {
+            let _ = session.join();
+        }
     }
 }
 

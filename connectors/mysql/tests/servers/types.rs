@@ -1,9 +1,14 @@
 //! Holds every row of TYPES.md against real servers, in the stream and in the catalogue.
 
-use headwater_connector::{Batch, Limits, Type, Value, json};
+use std::collections::BTreeMap;
+
+use headwater_connector::{Batch, Limits, Schema, Type, Value, json};
 use serde_json::json;
 
-use crate::support::{Flavour, shared, start};
+use crate::{
+    chunks::{chunk, whole},
+    support::{Flavour, shared, start},
+};
 
 struct Example {
     sql_type: String,
@@ -92,6 +97,113 @@ async fn every_row_of_the_table_holds(flavour: Flavour) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The rows of tables as the stream brought them, by table: their schema, and every cell.
+type Images = BTreeMap<String, Vec<(Schema, Vec<String>)>>;
+
+fn gather(batch: &Batch, images: &mut Images) {
+    for change in batch.changes() {
+        let schema = &*batch.schemas()[change.schema as usize];
+        let cells = batch.values(change.after.expect("a row")).map(|value| format!("{value:?}")).collect();
+        images.entry(schema.table.clone()).or_default().push((schema.clone(), cells));
+    }
+}
+
+/// Writes rows, and compares how the stream and how a chunk have them: schema, kind of value and every byte.
+async fn chunk_and_stream_have_the_same(flavour: Flavour, tables: &[(String, Vec<String>)]) {
+    let server = shared(flavour);
+    let database = server.database();
+    let mut sql = format!("USE {database};\nSET sql_mode = '';\nSET time_zone = '+05:30';\n");
+    for (at, (columns, _)) in tables.iter().enumerate() {
+        sql.push_str(&format!("CREATE TABLE t{at} (id int PRIMARY KEY AUTO_INCREMENT, {columns});\n"));
+    }
+    server.sql(&sql);
+    let connector = server.connector(&database, json!({}));
+    let first = start(&*connector).await;
+    let mut sql = format!("USE {database};\nSET sql_mode = '';\nSET time_zone = '-03:00';\n");
+    let mut count = 0;
+    for (at, (_, rows)) in tables.iter().enumerate() {
+        for row in rows {
+            sql.push_str(&format!("INSERT INTO t{at} (v) VALUES ({row});\n"));
+            count += 1;
+        }
+    }
+    server.sql(&sql);
+    let mut source = connector.open(&first.identity, &first.position).await.unwrap_or_else(|error| panic!("{error}"));
+    let (mut streamed, mut batch, mut seen) = (Images::new(), Batch::default(), 0);
+    while seen < count {
+        batch.clear(usize::MAX);
+        source.next_batch(&mut batch, &Limits::default()).await.unwrap_or_else(|error| panic!("{seen}: {error}"));
+        seen += batch.changes().len();
+        gather(&batch, &mut streamed);
+    }
+    let mut reader = connector.reader().await.expect("a reader");
+    let (mut read, mut wrong) = (Images::new(), Vec::new());
+    for table in streamed.keys() {
+        let mut batch = Batch::default();
+        chunk(&mut *reader, &whole(table), &mut batch).await;
+        gather(&batch, &mut read);
+    }
+    for (table, rows) in &streamed {
+        let others = &read[table];
+        assert_eq!(rows.len(), others.len(), "{table}");
+        let differ = rows.iter().zip(others).filter(|(row, other)| row != other);
+        wrong.extend(differ.map(|(row, other)| format!("{table}: {row:?} in the stream, {other:?} in the chunk")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    reader.close().await;
+}
+
+/// Every row of the table, and what it has no room for: floats of every size, in columns and in documents, and long lists.
+fn compared(flavour: Flavour) -> Vec<(String, Vec<String>)> {
+    let mut tables: Vec<(String, Vec<String>)> = examples(flavour)
+        .into_iter()
+        .map(|example| (format!("v {}, tail int unsigned DEFAULT 4000000000", example.sql_type), vec![example.value]))
+        .collect();
+    let mut floats = Vec::new();
+    for power in -40..40 {
+        for digits in ["1", "-1.5", "1.2345678901234567", "9.999999999999999", "-1.234567"] {
+            floats.push(format!("{digits}e{power}"));
+        }
+    }
+    // Where the servers change from one way of writing to the other.
+    for power in [-16, -15, -14, 13, 14, 15, 16, 17] {
+        floats.extend((1..18).map(|len| format!("1.{}0e{power}", "23456789123456789".get(..len - 1).unwrap_or_default())));
+    }
+    floats.extend(["0e0", "-0e0", "1e300", "-4.9e-300", "1.7976931348623157e308"].map(str::to_owned));
+    let labels: Vec<String> = (0..64).map(|at| format!("'l{at}'")).collect();
+    let all = labels.join(",");
+    tables.push(("v double".into(), floats.clone()));
+    tables
+        .push(("v float".into(), floats.iter().filter(|text| text.parse::<f32>().is_ok_and(f32::is_finite)).cloned().collect()));
+    tables.push(("v double(20,4), w float(7,3) DEFAULT 1234.567".into(), vec!["1.1".into(), "-0.00005".into(), "NULL".into()]));
+    tables.push((format!("v set({all})"), vec!["-1".into(), "1".into(), "9223372036854775808".into(), "''".into()]));
+    tables.push((format!("v enum({all},'')"), vec!["'l63'".into(), "''".into(), "0".into(), "NULL".into()]));
+    tables.push(("v int(9) zerofill, w decimal(9,2) zerofill DEFAULT 0.5, y int INVISIBLE DEFAULT 7".into(), vec!["42".into()]));
+    tables.push((
+        "v int, w int AS (v + 1) STORED, y varchar(9) AS (concat('x', v)) VIRTUAL".into(),
+        vec!["1".into(), "NULL".into()],
+    ));
+    tables.push(("v char(9) CHARACTER SET utf16, w binary(3) DEFAULT 'a'".into(), vec!["'a  '".into(), "' '".into()]));
+    if flavour == Flavour::Mysql {
+        tables.push(("v json".into(), floats.iter().map(|float| format!("json_array({float})")).collect()));
+        let texts = [r#"'"\\u0001\\b\\f/\\"\\\\é😀"'"#, "json_array(0.0000000001, 1.50, cast(0.00000000001 as decimal(20,15)))"];
+        tables.push(("v json".into(), texts.map(str::to_owned).into()));
+    } else {
+        tables.push(("v inet6".into(), vec!["'::ffff:1.2.3.4'".into(), "'::1.2.3.4'".into(), "'1:0:0:2::'".into()]));
+    }
+    tables
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_has_every_type_as_the_stream_on_mariadb() {
+    chunk_and_stream_have_the_same(Flavour::Mariadb, &compared(Flavour::Mariadb)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_has_every_type_as_the_stream_on_mysql() {
+    chunk_and_stream_have_the_same(Flavour::Mysql, &compared(Flavour::Mysql)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,214 @@
+//! Rows that are in tables already, chunk by chunk, on both flavours.
+
+use std::time::{Duration, Instant};
+
+use headwater_connector::{Batch, Chunk, ChunkRead, ChunkRequest, Condition, Source, SourceConnector, TableReader};
+use serde_json::json;
+
+use crate::support::{Flavour, shared, show, start};
+
+/// A request for all rows of a table.
+pub fn whole(table: &str) -> ChunkRequest {
+    let table = table.to_owned();
+    let (max_rows, max_bytes) = (1_000_000, 64 << 20);
+    ChunkRequest { table, after: None, until: None, filter: None, keys: None, max_rows, max_bytes, gate: None }
+}
+
+/// Reads a chunk; what waits for something gets it before long.
+pub async fn chunk(reader: &mut dyn TableReader, request: &ChunkRequest, batch: &mut Batch) -> Chunk {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match reader.read(request, batch).await.unwrap_or_else(|error| panic!("{}: {error}", request.table)) {
+            ChunkRead::Rows(chunk) => return chunk,
+            ChunkRead::Waiting(words) => assert!(Instant::now() < deadline, "it still waits for {words}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Reads a table in chunks of so many rows; the rows' cells as text, in the order in which they came.
+async fn in_pieces(reader: &mut dyn TableReader, table: &str, rows: usize, filter: Option<&str>) -> Vec<String> {
+    let mut request = ChunkRequest { max_rows: rows, filter: filter.map(str::to_owned), ..whole(table) };
+    let mut found = Vec::new();
+    loop {
+        let mut batch = Batch::default();
+        let read = chunk(reader, &request, &mut batch).await;
+        assert!(batch.changes().len() <= rows, "{table}");
+        for change in batch.changes() {
+            let row: Vec<String> = batch.values(change.after.expect("a row")).map(show).collect();
+            found.push(row.join(","));
+        }
+        match read.end {
+            Some(end) => request.after = Some(end),
+            None => return found,
+        }
+        assert!(found.len() < 10_000, "{table} has no end");
+    }
+}
+
+/// A connector over a database whose stream is open, and a reader of it.
+async fn opened(flavour: Flavour, database: &str) -> (Box<dyn SourceConnector>, Box<dyn Source>, Box<dyn TableReader>) {
+    let connector = shared(flavour).connector(database, json!({}));
+    let first = start(&*connector).await;
+    let source = connector.open(&first.identity, &first.position).await.unwrap_or_else(|error| panic!("{error}"));
+    let reader = connector.reader().await.expect("a reader");
+    (connector, source, reader)
+}
+
+/// Keys whose order only the server knows: what they are of, and rows.
+const KEYS: [(&str, &str, &str); 12] = [
+    (
+        "a varchar(20) COLLATE utf8mb4_general_ci",
+        "a",
+        "('b'),('A'),('ä2'),('Z'),('a1'),('é'),(''),('ß'),('x''y\\\\'),('😀'),('B2')",
+    ),
+    ("a varchar(20) CHARACTER SET latin1 COLLATE latin1_german2_ci", "a", "('b'),('Ä'),('ae1'),('Z'),('ö'),('x'),('y'),('ü')"),
+    ("a char(9) CHARACTER SET gbk", "a", "('你'),('好'),('a'),('B'),('中'),('文'),('z')"),
+    ("a varchar(9) CHARACTER SET utf16", "a", "('你'),('好'),('a'),('B'),('中'),('文'),('z')"),
+    ("a bigint unsigned", "a", "(0),(1),(9223372036854775807),(9223372036854775808),(18446744073709551615),(7),(8),(9)"),
+    ("a enum('z','m','a','')", "a", "('z'),('m'),('a'),(''),(0)"),
+    ("a set('z','m','a')", "a", "('z'),('m'),('a'),('z,a'),(''),('m,a'),('z,m,a')"),
+    ("a binary(3)", "a", "(x'00'),(x'0000ff'),(x'ff'),(x'41'),(x'2700'),(x'5c')"),
+    ("a varbinary(30), b bit(9)", "a, b", "(x'00',1),(x'00',2),('',511),(x'5c27',0),(x'5c27',256),(x'ff',5)"),
+    (
+        "a int, b varchar(9), c date",
+        "a, b, c",
+        "(1,'x','2026-01-01'),(1,'x','0000-00-00'),(1,'y','2026-01-01'),(-5,'x','2026-01-01'),(1,'X2','2024-02-00'),(2,'','2026-01-01')",
+    ),
+    ("a decimal(30,10), b year", "a, b", "(1.5,2026),(1.5,0000),(-99999999999999999999.0000000001,1999),(0,2155),(1.5,2000)"),
+    (
+        "a timestamp(3), b time(6), c double",
+        "a, b, c",
+        "('2026-01-01 00:00:00.5','-838:59:59',0.1),('2026-01-01 00:00:00.5','-00:00:00.000001',0.1),('2026-01-01 00:00:00.5','01:00:00',0.1),('2026-01-01 00:00:00.5','01:00:00',0.30000000000000004),('1999-01-01 00:00:00','01:00:00',-1e300)",
+    ),
+];
+
+async fn every_key_is_read_in_pieces_in_the_servers_order(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    let mut sql = format!("USE {database};\nSET sql_mode = '';\n");
+    for (at, (columns, key, rows)) in KEYS.iter().enumerate() {
+        sql.push_str(&format!(
+            "CREATE TABLE k{at} ({columns}, v int DEFAULT 1, PRIMARY KEY ({key}));\nINSERT INTO k{at} ({key}) VALUES {rows};\n"
+        ));
+    }
+    server.sql(&sql);
+    let (_connector, _source, mut reader) = opened(flavour, &database).await;
+    for at in 0..KEYS.len() {
+        let table = format!("{database}.k{at}");
+        let all = in_pieces(&mut *reader, &table, 1000, None).await;
+        let count: usize = server.sql(&format!("SELECT count(*) FROM {table}")).parse().expect("a number");
+        assert_eq!(all.len(), count, "{:?}", KEYS[at]);
+        for rows in [1, 2, 3] {
+            assert_eq!(in_pieces(&mut *reader, &table, rows, None).await, all, "{:?} by {rows}", KEYS[at]);
+        }
+    }
+    reader.close().await;
+}
+
+async fn a_condition_that_few_rows_meet_is_read_to_the_end(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    let rows: Vec<String> = (0..1000).map(|id| format!("({id},{})", id % 7)).collect();
+    server.sql(&format!("USE {database};\nCREATE TABLE t (id int PRIMARY KEY, v int);\nINSERT INTO t VALUES {}", rows.join(",")));
+    let (connector, _source, mut reader) = opened(flavour, &database).await;
+    let table = format!("{database}.t");
+    assert_eq!(in_pieces(&mut *reader, &table, 10, Some("id = 993 -- the last")).await, ["993,6"]);
+    assert_eq!(in_pieces(&mut *reader, &table, 10, Some("v = 6")).await.len(), 142);
+    for wrong in ["1) OR (1", "nothing = 1", "1; DROP TABLE t", "1 LIMIT 1", "1 /*"] {
+        let request = ChunkRequest { filter: Some(wrong.to_owned()), ..whole(&table) };
+        let error = reader.read(&request, &mut Batch::default()).await.err().unwrap_or_else(|| panic!("{wrong} was read"));
+        assert_eq!(error.code().id, "HW3039", "{wrong}: {error}");
+    }
+    let tables = connector.tables().await.unwrap_or_else(|errors| panic!("{errors:?}"));
+    let wrong = connector.condition(&tables[0].schema, &Condition::From { column: "id", value: "1 OR 1" }).await;
+    assert_eq!(wrong.expect_err("no number").code().id, "HW3039");
+    reader.close().await;
+}
+
+async fn a_table_is_split_where_its_rows_are(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    let digits: Vec<String> = (0..500).map(|n| format!("({n})")).collect();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE d (n int PRIMARY KEY);\nINSERT INTO d VALUES {};\nCREATE TABLE t (a int, b int, PRIMARY KEY (a, b));\n\
+         INSERT INTO t SELECT a.n - 250, b.n FROM d a JOIN d b;\nANALYZE TABLE t",
+        digits.join(",")
+    ));
+    let (_connector, _source, mut reader) = opened(flavour, &database).await;
+    let table = format!("{database}.t");
+    assert_eq!(reader.split(&table, 4).await.expect("cuts"), [["-126", "0"], ["-1", "0"], ["124", "0"]]);
+    assert!(reader.split(&format!("{database}.d"), 4).await.expect("cuts").is_empty(), "it is small");
+    let mut batch = Batch::default();
+    let request = ChunkRequest {
+        after: Some(vec!["-126".into(), "498".into()]),
+        until: Some(vec!["-125".into(), "1".into()]),
+        ..whole(&table)
+    };
+    let read = chunk(&mut *reader, &request, &mut batch).await;
+    assert_eq!((batch.changes().len(), read.end), (3, None));
+    reader.close().await;
+}
+
+async fn a_table_that_cannot_be_read_says_why(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE t (id int PRIMARY KEY);\nINSERT INTO t VALUES (1);\nCREATE TABLE m (id int PRIMARY KEY) ENGINE = MyISAM"
+    ));
+    let (_connector, _source, mut reader) = opened(flavour, &database).await;
+    for (table, code) in [("m", "HW3036"), ("gone", "HW3036")] {
+        let read = reader.read(&whole(&format!("{database}.{table}")), &mut Batch::default()).await;
+        assert_eq!(read.err().expect("it cannot be read").code().id, code, "{table}");
+    }
+    // A table that is held is waited for a little, and read when it is free.
+    let held = server.hold(&format!("LOCK TABLES {database}.t WRITE"));
+    let read = reader.read(&whole(&format!("{database}.t")), &mut Batch::default()).await;
+    assert_eq!(read.err().expect("it is locked").code().id, "HW3040");
+    drop(held);
+    let mut batch = Batch::default();
+    let first = chunk(&mut *reader, &whole(&format!("{database}.t")), &mut batch).await;
+    assert_eq!(batch.changes().len(), 1);
+    // One that was made anew is another one, as soon as the server's clock of whole seconds shows it.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        server.sql(&format!("USE {database};\nDROP TABLE t;\nCREATE TABLE t (id int PRIMARY KEY)"));
+        let again = chunk(&mut *reader, &whole(&format!("{database}.t")), &mut Batch::default()).await;
+        if again.table_id != first.table_id {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is still {}", first.table_id);
+    }
+    reader.close().await;
+}
+
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod mariadb {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mariadb).await;
+                }
+            )*
+        }
+
+        mod mysql {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mysql).await;
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    every_key_is_read_in_pieces_in_the_servers_order
+    a_condition_that_few_rows_meet_is_read_to_the_end
+    a_table_is_split_where_its_rows_are
+    a_table_that_cannot_be_read_says_why
+}
