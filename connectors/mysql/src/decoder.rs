@@ -196,6 +196,7 @@ impl Decoder {
             kind::TABLE_MAP => self.table(body),
             kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1
             | kind::WRITE_ROWS..=kind::DELETE_ROWS
+            | kind::PARTIAL_UPDATE_ROWS
             | kind::WRITE_ROWS_COMPRESSED_V1..=kind::DELETE_ROWS_COMPRESSED => self.rows(header.kind, body, batch),
             kind::XID => self.end(),
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
@@ -203,7 +204,6 @@ impl Decoder {
             kind::QUERY => self.query(Query::parse(body).map_err(|Torn| torn("a statement"))?, batch),
             kind::QUERY_COMPRESSED => self.compressed_query(body, batch),
             kind::XA_PREPARE => self.prepare(body),
-            kind::PARTIAL_UPDATE_ROWS => self.partial_update(body),
             kind::TRANSACTION_PAYLOAD => {
                 let events = payload::transaction(body, self.settings.max_event_bytes);
                 events.map(Event::Unpacked).map_err(|bad| stops::packed(bad, self.settings.max_event_bytes))
@@ -447,7 +447,7 @@ impl Decoder {
                 Some(ordinal) => {
                     self.announce(batch);
                     let settings = &self.settings;
-                    if let Err(fault) = push_change(batch, self.tables.get(at), rows.action, ordinal, settings, &mut cursor) {
+                    if let Err(fault) = push_change(batch, self.tables.get(at), rows, ordinal, settings, &mut cursor) {
                         return Err(self.bad_row(at, fault));
                     }
                 }
@@ -458,17 +458,6 @@ impl Decoder {
         {
             return Err(stops::prepared(&self.open_id()));
         }
-        Ok(Event::Row)
-    }
-
-    /// Differences of documents instead of rows. Of a table that nobody selected they count as one row, as they will the next time.
-    fn partial_update(&mut self, body: &[u8]) -> Result<Event> {
-        let id = table_map::id(body).map_err(|Torn| torn("the head of rows"))?;
-        let at = self.tables.find(id).ok_or_else(|| torn("rows of a table that was not described"))?;
-        if self.tables.get(at).shape.is_some() {
-            return Err(stops::unknown(kind::PARTIAL_UPDATE_ROWS, &self.reading));
-        }
-        self.count()?;
         Ok(Event::Row)
     }
 
@@ -494,7 +483,7 @@ pub fn fields(map: &TableMap<'_>) -> Vec<(u8, u16)> {
 fn push_change(
     batch: &mut Batch,
     table: &Table,
-    action: Action,
+    rows: &Rows<'_>,
     ordinal: u64,
     settings: &Settings,
     cursor: &mut Cursor<'_>,
@@ -502,12 +491,16 @@ fn push_change(
     let Some(shape) = &table.shape else { return Ok(()) };
     let index = batch.schema_index(&shape.schema);
     let zero = settings.zero_dates;
+    let whole = *cursor;
     let first = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
-    match action {
+    match rows.action {
         Action::Insert => batch.push_change(Op::Insert, index, ordinal, Before::None, Some(first)),
         Action::Delete => batch.push_change(Op::Delete, index, ordinal, Before::Full(first), None),
         Action::Update => {
-            let after = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
+            let after = match rows.is_partial {
+                false => rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?,
+                true => rows::push_partial(batch, &table.fields, &shape.codecs, zero, whole, cursor)?,
+            };
             batch.push_change(Op::Update, index, ordinal, Before::Full(first), Some(after));
         }
     }

@@ -122,13 +122,6 @@ pub async fn faults(connection: &mut Connection, settings: &Settings) -> Result<
     if connection.flavour == Flavour::Mysql {
         let found = connection.value("SELECT @@global.gtid_mode").await?;
         expect(found, "gtid_mode", "ON", &codes::GTID_OFF);
-        let partial = connection.value("SELECT @@global.binlog_row_value_options").await?;
-        expect(
-            partial.filter(|found| !found.is_empty()).or_else(|| Some(String::new())),
-            "binlog_row_value_options",
-            "",
-            &codes::UNKNOWN_EVENT,
-        );
     }
     let own = connection.value("SELECT @@server_id").await?;
     if own.as_deref() == Some(settings.server_id.to_string().as_str()) {

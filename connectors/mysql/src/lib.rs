@@ -34,6 +34,7 @@ mod gtid;
 mod inspect;
 mod monitor;
 mod number;
+mod patch;
 mod payload;
 mod position;
 mod relation;

@@ -57,7 +57,7 @@ pub fn incident(spot: &Spot) -> Error {
 /// An event that nobody here knows.
 pub fn unknown(kind: u8, spot: &Spot) -> Error {
     at_spot(Error::new(&codes::UNKNOWN_EVENT, format!("the binlog holds an event of kind {kind}")), spot)
-        .hint("Run SET GLOBAL binlog_row_value_options = ''; if it is 39, else upgrade headwater.")
+        .hint("Upgrade headwater; `headwater explain HW3019` has more.")
 }
 
 /// A statement that changes rows, or may do so.

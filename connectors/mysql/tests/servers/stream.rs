@@ -136,31 +136,6 @@ async fn a_truncate_stops_or_is_an_event(flavour: Flavour) {
     }
 }
 
-/// M8: differences of documents are refused by name, and pass in tables that nobody selected.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partial_documents_stop_only_where_they_are_selected() {
-    let server = shared(Flavour::Mysql);
-    let database = server.database();
-    for table in ["docs", "others"] {
-        server.sql(&format!("CREATE TABLE {database}.{table} (id int PRIMARY KEY, j json)"));
-    }
-    let connector = server.connector(&database, json!({ "tables": format!("{database}.docs") }));
-    let first = start(&*connector).await;
-    let mut reader = Reader::open(&*connector, &first).await;
-    let update = |table: &str| {
-        format!(
-            "USE {database};\nSET binlog_row_value_options = PARTIAL_JSON;\nINSERT INTO {table} VALUES (1, json_object('a', repeat('x', 500), 'b', 1));\n\
-             UPDATE {table} SET j = json_set(j, '$.b', 2)"
-        )
-    };
-    server.sql(&update("others"));
-    server.sql(&format!("INSERT INTO {database}.docs VALUES (7, 'null')"));
-    assert_eq!(reader.read(1).await, ["Insert docs 7,null"]);
-    server.sql(&update("docs"));
-    assert_eq!(reader.stops().await.code().id, "HW3019");
-    assert_eq!(reader.lines.len(), 2, "the insert before it was a whole row");
-}
-
 /// M18: what is prepared may yet be rolled back.
 async fn a_prepared_transaction_stops(flavour: Flavour) {
     let server = shared(flavour);

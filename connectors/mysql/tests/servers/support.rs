@@ -232,6 +232,11 @@ impl Server {
         std::thread::spawn(run).join().expect("the session's thread")
     }
 
+    /// The file that the server writes its binlog to now.
+    pub fn binlog(&self) -> String {
+        self.sql("SHOW BINARY LOGS").lines().last().and_then(|line| line.split('\t').next()).expect("a file").to_owned()
+    }
+
     /// `mysql://hw:secret@127.0.0.1:PORT/`
     pub fn url(&self) -> String {
         format!("mysql://hw:secret@127.0.0.1:{}/", self.port)
