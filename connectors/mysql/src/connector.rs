@@ -89,7 +89,7 @@ impl MysqlConnector {
                 (DUMP_GTID, body)
             }
             Flavour::Mariadb => {
-                let state = literal(&place.set.to_string());
+                let state = literal(&place.from.as_ref().unwrap_or(&place.set).to_string());
                 connection
                     .query(&format!(
                         "SET @mariadb_slave_capability = 4, @slave_connect_state = {state}, @slave_gtid_strict_mode = 1, \
@@ -195,7 +195,7 @@ impl SourceConnector for MysqlConnector {
         self.require_ready(&mut connection).await?;
         let (set, spot) = inspect::end(&mut connection).await?;
         connection.close().await;
-        Ok(Start { identity, position: Place { set, partial: None, spot }.to_position() })
+        Ok(Start { identity, position: Place { set, from: None, partial: None, spot }.to_position() })
     }
 
     async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {

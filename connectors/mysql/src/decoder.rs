@@ -1,9 +1,12 @@
 //! From events to a batch: the state between two events, and no IO.
 
-use std::sync::Arc;
+mod prepared;
+
+use std::{borrow::Cow, sync::Arc};
 
 use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, fault};
 
+use self::prepared::Prepared;
 use crate::{
     binlog::{self, Bad, Begin, Checksum, Format, Header, Query, kind},
     codes,
@@ -19,9 +22,6 @@ use crate::{
     table_map::{self, TableMap},
     wire::{Cursor, Torn},
 };
-
-/// A transaction that may turn out to be prepared only is held, and not beyond this.
-const MAX_HELD: usize = 64 << 20;
 
 /// What an event meant for the caller's loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ struct Open {
     is_bracketed: Option<bool>,
     /// It was begun with XA START, or is prepared only.
     is_xa: bool,
+    /// It is published, and was sent again for what was prepared before it.
+    is_again: bool,
     /// Ordinal of the next raw row (invariant 4: counted before any filter).
     ordinal: u64,
     /// Raw rows that were published before a restart.
@@ -71,13 +73,13 @@ pub struct Decoder {
     set: GtidSet,
     resume: Option<Partial>,
     open: Option<Open>,
+    prepared: Prepared,
     /// The last transaction that had changes for us.
     last_change: Option<Gtid>,
     spot: Spot,
     /// The file that is read, and where the next event begins in it.
     reading: Spot,
     id: String,
-    unpacked: Vec<u8>,
     limits: Limits,
 }
 
@@ -91,18 +93,22 @@ impl Decoder {
             set: place.set,
             resume: place.partial,
             open: None,
+            prepared: Prepared::new(place.from),
             last_change: None,
             reading: place.spot.clone(),
             spot: place.spot,
             id: String::new(),
-            unpacked: Vec::new(),
             limits: Limits::default(),
         }
     }
 
-    /// Every complete transaction.
-    pub fn set(&self) -> &GtidSet {
-        &self.set
+    /// Every transaction that came whole, and what is prepared.
+    pub fn seen(&self) -> Cow<'_, GtidSet> {
+        let mut seen = Cow::Borrowed(&self.set);
+        for gtid in self.prepared.names().filter(|gtid| !self.set.contains(*gtid)) {
+            seen.to_mut().insert(gtid);
+        }
+        seen
     }
 
     /// The last transaction that had changes for us, since this was opened.
@@ -112,13 +118,15 @@ impl Decoder {
 
     /// Where a batch that ends here stands.
     pub fn place(&self) -> Place {
-        let partial = self.open.as_ref().filter(|open| open.ordinal > 0 || open.skip > 0).map(|open| Partial {
+        let cut = self.open.as_ref().filter(|open| !open.is_again && (open.ordinal > 0 || open.skip > 0));
+        let partial = cut.map(|open| Partial {
             gtid: open.gtid,
             // Rows before the resume point are published whether they were passed again yet or not.
             done: open.ordinal.max(open.skip),
         });
         // A partial position that was not reached again yet stays as it is.
-        Place { set: self.set.clone(), partial: partial.or(self.resume), spot: self.spot.clone() }
+        let (set, from) = (self.set.clone(), self.prepared.resume_from());
+        Place { set, from, partial: partial.or(self.resume), spot: self.spot.clone() }
     }
 
     /// Bytes of binlog behind the last complete transaction, as far as they are in one file.
@@ -144,13 +152,11 @@ impl Decoder {
         }
     }
 
-    /// Whether the open transaction alone has as much as a batch may. One that may be prepared only is not cut.
+    /// Whether the open transaction alone has as much as a batch may.
     pub fn has_outgrown(&self, batch: &Batch) -> bool {
         let Limits { max_bytes, max_changes, .. } = self.limits;
         self.open.as_ref().is_some_and(|open| {
-            let is_large =
-                batch.size_bytes() - open.mark_bytes >= max_bytes || batch.changes().len() - open.mark_changes >= max_changes;
-            is_large && !open.is_xa
+            batch.size_bytes() - open.mark_bytes >= max_bytes || batch.changes().len() - open.mark_changes >= max_changes
         })
     }
 
@@ -192,18 +198,18 @@ impl Decoder {
 
     #[inline]
     fn event(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
+        if let Some(held) = self.hold(header, body)? {
+            return Ok(held);
+        }
         match header.kind {
             kind::TABLE_MAP => self.table(body),
-            kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1
-            | kind::WRITE_ROWS..=kind::DELETE_ROWS
-            | kind::PARTIAL_UPDATE_ROWS
-            | kind::WRITE_ROWS_COMPRESSED_V1..=kind::DELETE_ROWS_COMPRESSED => self.rows(header.kind, body, batch),
-            kind::XID => self.end(),
+            rows if kind::is_rows(rows) => self.rows(rows, body, batch),
+            kind::PASSED if self.prepared.is_replayed() => self.passed_rows(body),
+            kind::XID => self.commit(header, body),
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
             kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),
-            kind::QUERY => self.query(Query::parse(body).map_err(|Torn| torn("a statement"))?, batch),
-            kind::QUERY_COMPRESSED => self.compressed_query(body, batch),
-            kind::XA_PREPARE => self.prepare(body),
+            kind::QUERY | kind::QUERY_COMPRESSED => self.query(header, body, batch),
+            kind::XA_PREPARE => self.prepare(header, body),
             kind::TRANSACTION_PAYLOAD => {
                 let events = payload::transaction(body, self.settings.max_event_bytes);
                 events.map(Event::Unpacked).map_err(|bad| stops::packed(bad, self.settings.max_event_bytes))
@@ -252,22 +258,30 @@ impl Decoder {
         if self.open.is_some() {
             return Err(torn("a transaction"));
         }
+        self.prepared.begin();
+        let is_published = self.set.contains(begin.gtid);
+        let is_again = is_published && self.prepared.is_again();
+        if !is_published {
+            self.prepared.passed_again();
+        }
         // Start rule 1.5(6): what was published must not come again.
-        if self.set.contains(begin.gtid) && !fault::variant("resume-where-the-slot-stands") {
+        if is_published && !is_again && !fault::variant("resume-where-the-slot-stands") {
             return Err(Error::new(&codes::STREAM_BEHIND, "the server sent a transaction that is published")
                 .at("transaction", begin.gtid)
                 .hint("See `headwater explain HW3016`."));
         }
-        let skip = match self.resume.take() {
+        // Before the transaction that was cut only those come that were prepared, and they show it at their end.
+        let skip = match self.resume.take_if(|partial| partial.gtid == begin.gtid) {
+            Some(partial) => partial.done,
+            None if is_again => u64::MAX,
             None => 0,
-            Some(partial) if partial.gtid == begin.gtid => partial.done,
-            Some(partial) => return Err(stops::mismatch(partial, &begin.gtid.to_string())),
         };
         self.open = Some(Open {
             gtid: begin.gtid,
             commit_time_us: begin.commit_time_us.unwrap_or(i64::from(header.time) * 1_000_000),
             is_bracketed: begin.standalone.map(|standalone| !standalone),
             is_xa: begin.is_prepared_xa,
+            is_again,
             ordinal: 0,
             skip,
             mark: batch.mark(),
@@ -278,9 +292,23 @@ impl Decoder {
         Ok(Event::Nothing)
     }
 
+    /// Where a transaction was cut, its rest comes first.
+    fn require_expected(&self) -> Result<()> {
+        match (self.resume, &self.open) {
+            (Some(partial), Some(open)) if !open.is_again => Err(stops::mismatch(partial, &open.gtid.to_string())),
+            _ => Ok(()),
+        }
+    }
+
     /// The open transaction is complete.
     fn end(&mut self) -> Result<Event> {
+        self.require_expected()?;
         let Some(open) = self.open.take() else { return Err(torn("the end of a transaction")) };
+        self.finish_prepared();
+        if open.is_again {
+            self.prepared.came_again(open.gtid);
+            return Ok(Event::Nothing);
+        }
         if open.ordinal < open.skip {
             let partial = Partial { gtid: open.gtid, done: open.skip };
             return Err(stops::mismatch(partial, &format!("it with only {} rows", open.ordinal)));
@@ -293,35 +321,33 @@ impl Decoder {
         Ok(Event::Boundary)
     }
 
-    fn prepare(&mut self, body: &[u8]) -> Result<Event> {
-        let is_one_phase = binlog::is_one_phase(body).map_err(|Torn| torn("a prepared transaction"))?;
-        if !is_one_phase && self.is_torn() {
-            return Err(stops::prepared(&self.open_id()));
-        }
-        self.end()
-    }
-
-    fn compressed_query(&mut self, body: &[u8], batch: &mut Batch) -> Result<Event> {
+    fn query(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let query = Query::parse(body).map_err(|Torn| torn("a statement"))?;
+        if header.kind == kind::QUERY {
+            return self.statement(query, header, body, batch);
+        }
         let limit = self.settings.max_event_bytes;
         let text = payload::maria(query.text, limit).map_err(|bad| stops::packed(bad, limit))?;
-        self.query(Query { database: query.database, text: &text }, batch)
+        self.statement(Query { database: query.database, text: &text }, header, body, batch)
     }
 
-    fn query(&mut self, query: Query<'_>, batch: &mut Batch) -> Result<Event> {
+    fn statement(&mut self, query: Query<'_>, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let head = statement::head(&query);
         let reading = self.reading.clone();
+        let has_held = self.prepared.has_rows();
         let Some(open) = &mut self.open else { return Err(torn("a statement outside of transactions")) };
-        let has_changes = open.announced || open.skip > 0;
+        let has_changes = open.announced || open.skip > 0 && !open.is_again || has_held;
         match head {
             Head::Begin | Head::XaStart => {
                 open.is_bracketed = Some(true);
                 open.is_xa |= head == Head::XaStart;
                 Ok(Event::Nothing)
             }
-            Head::Commit => self.end(),
+            Head::Commit => self.commit(header, body),
+            Head::XaCommit(xid) => self.commit_prepared(&xid, header, body),
+            Head::XaRollback(xid) => self.roll_back_prepared(&xid),
             Head::Rollback | Head::RollbackTo if has_changes => Err(stops::rolled_back(&self.open_id())),
-            Head::Rollback | Head::XaDone => self.end(),
+            Head::Rollback => self.end(),
             Head::RollbackTo | Head::Savepoint | Head::XaEnd => Ok(Event::Nothing),
             Head::Truncate(name) => self.truncate(&name, batch),
             Head::Rows(name) => match name {
@@ -381,6 +407,7 @@ impl Decoder {
     /// Counts a raw row. Its ordinal, or none if it was published before the restart.
     #[inline]
     fn count(&mut self) -> Result<Option<u64>> {
+        self.require_expected()?;
         let Some(open) = &mut self.open else { return Err(torn("a row outside of transactions")) };
         let ordinal = open.ordinal;
         open.ordinal += 1;
@@ -405,15 +432,14 @@ impl Decoder {
     fn rows(&mut self, event: u8, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
         let Some(rows) = rows else { return Ok(Event::Nothing) };
-        if !rows.is_compressed {
-            return self.each_row(&rows, rows.data, batch);
-        }
+        let unpacked = self.unpack(&rows)?;
+        self.each_row(&rows, unpacked.as_deref().unwrap_or(rows.data), batch)
+    }
+
+    fn unpack(&self, rows: &Rows<'_>) -> Result<Option<Vec<u8>>> {
         let limit = self.settings.max_event_bytes;
-        self.unpacked = payload::maria(rows.data, limit).map_err(|bad| stops::packed(bad, limit))?;
-        let unpacked = std::mem::take(&mut self.unpacked);
-        let done = self.each_row(&rows, &unpacked, batch);
-        self.unpacked = unpacked;
-        done
+        let unpacked = rows.is_compressed.then(|| payload::maria(rows.data, limit)).transpose();
+        unpacked.map_err(|bad| stops::packed(bad, limit))
     }
 
     fn each_row(&mut self, rows: &Rows<'_>, data: &[u8], batch: &mut Batch) -> Result<Event> {
@@ -452,11 +478,6 @@ impl Decoder {
                     }
                 }
             }
-        }
-        if let Some(open) = self.open.as_ref().filter(|open| open.is_xa)
-            && batch.size_bytes() - open.mark_bytes > MAX_HELD
-        {
-            return Err(stops::prepared(&self.open_id()));
         }
         Ok(Event::Row)
     }

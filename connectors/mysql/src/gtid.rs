@@ -126,6 +126,9 @@ impl GtidSet {
 
     /// Adds a transaction. One of the other flavour changes nothing.
     pub fn insert(&mut self, gtid: Gtid) {
+        if self.contains(gtid) {
+            return;
+        }
         match (self, gtid) {
             (Self::Mysql(sets), Gtid::Mysql(gtid)) => {
                 insert_range(sets.entry(gtid.server).or_default(), gtid.number, gtid.number);
@@ -252,6 +255,13 @@ mod tests {
         for text in ["1-2", "1-2-3-4", "-1-2-3", "a-b-c"] {
             assert!(GtidSet::parse_maria(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_older_transaction_does_not_turn_a_set_back() {
+        let mut set = GtidSet::parse_maria("0-1-10").unwrap();
+        set.insert(Gtid::parse("0-1-9").unwrap());
+        assert_eq!(set.to_string(), "0-1-10");
     }
 
     #[test]

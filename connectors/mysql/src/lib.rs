@@ -50,6 +50,7 @@ mod temporal;
 mod tls;
 mod types;
 mod wire;
+mod xid;
 
 pub use session::Session;
 

@@ -2,7 +2,8 @@
 //!
 //! `1;mysql;UUID:1-57;;1234;binlog.000003`: the transactions that are published, and behind which place of which file the last of
 //! them ended. The place is a hint for measuring lag only: files differ from server to server. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
-//! adds that 12034 raw rows of transaction `0-1-58` are published too. The first number is the format's version.
+//! adds that 12034 raw rows of transaction `0-1-58` are published too. `0-1-57|0-1-50` for the set says that what was prepared behind
+//! `0-1-50` must be read again. The first number is the format's version.
 
 use std::fmt;
 
@@ -35,6 +36,8 @@ pub struct Spot {
 pub struct Place {
     /// What is published whole.
     pub set: GtidSet,
+    /// From where on to read again for what was prepared and not yet committed. Only MariaDB needs it: its sets have no holes.
+    pub from: Option<GtidSet>,
     /// A transaction behind it that is partly published.
     pub partial: Option<Partial>,
     /// Where the last of the set ended on the server that it was read from.
@@ -60,7 +63,11 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flavour = if matches!(self.set, GtidSet::Mysql(_)) { "mysql" } else { "mariadb" };
-        write!(f, "{VERSION};{flavour};{};", self.set)?;
+        write!(f, "{VERSION};{flavour};{}", self.set)?;
+        if let Some(from) = &self.from {
+            write!(f, "|{from}")?;
+        }
+        f.write_str(";")?;
         if let Some(Partial { gtid, done }) = self.partial {
             write!(f, "{gtid}+{done}")?;
         }
@@ -76,9 +83,13 @@ fn parse(text: &str) -> Option<Place> {
     }
     let flavour = parts.next()?;
     let set = parts.next()?;
-    let set = match flavour {
-        "mysql" => GtidSet::parse_mysql(set)?,
-        "mariadb" => GtidSet::parse_maria(set)?,
+    let (set, from) = match flavour {
+        "mysql" => (GtidSet::parse_mysql(set)?, None),
+        "mariadb" => {
+            let (set, from) = set.split_once('|').map_or((set, None), |(set, from)| (set, Some(from)));
+            let from = from.map(|from| GtidSet::parse_maria(from).ok_or(())).transpose().ok()?;
+            (GtidSet::parse_maria(set)?, from)
+        }
         _ => return None,
     };
     let partial = match parts.next()? {
@@ -95,7 +106,7 @@ fn parse(text: &str) -> Option<Place> {
         return None;
     }
     let at = parts.next().filter(|at| !at.is_empty()).and_then(number_of)?;
-    Some(Place { set, partial, spot: Spot { at, file: parts.next()?.to_owned() } })
+    Some(Place { set, from, partial, spot: Spot { at, file: parts.next()?.to_owned() } })
 }
 
 #[cfg(test)]
@@ -111,6 +122,7 @@ mod tests {
             format!("1;mysql;{uuid}:1-57:60;{uuid}:58+12034;1234;a;b.000003"),
             "1;mariadb;0-1-57,1-1-3;0-1-58+1;4;".to_owned(),
             "1;mariadb;;;4;binlog.000001".to_owned(),
+            "1;mariadb;0-1-57,1-1-3|0-1-50;;4;binlog.000001".to_owned(),
         ] {
             assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);
         }

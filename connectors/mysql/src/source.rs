@@ -130,6 +130,11 @@ impl MysqlSource {
                 if applied != Event::Cut {
                     unpacked.taken = unpacked.bytes.len() - rest.len();
                 }
+                // What was held of a prepared transaction comes before the rest.
+                if let Event::Unpacked(mut bytes) = applied {
+                    bytes.extend_from_slice(rest);
+                    (unpacked, applied) = (Unpacked { bytes, taken: 0 }, Event::Nothing);
+                }
                 self.unpacked = Some(unpacked);
                 return Ok(Some(applied));
             }
@@ -188,9 +193,10 @@ impl MysqlSource {
 
     /// Everything that came is decoded: whoever measures lag may know.
     fn tell(&self) {
-        if self.decoder.is_between() && self.quiet.borrow().set != *self.decoder.set() {
+        let seen = self.decoder.seen();
+        if self.decoder.is_between() && self.quiet.borrow().set != *seen {
             let last_change = self.decoder.last_change().or(self.quiet.borrow().last_change);
-            self.quiet.send_replace(Quiet { set: self.decoder.set().clone(), last_change });
+            self.quiet.send_replace(Quiet { set: seen.into_owned(), last_change });
         }
     }
 
@@ -286,7 +292,7 @@ impl Source for MysqlSource {
 
     fn passed(&mut self, barrier: &Position) -> Result<bool> {
         let barrier = Place::from_position(barrier)?;
-        Ok(self.decoder.is_between() && self.decoder.set().covers(&barrier.set))
+        Ok(self.decoder.is_between() && self.decoder.seen().covers(&barrier.set))
     }
 
     async fn ack(&mut self, position: &Position) -> Result<()> {

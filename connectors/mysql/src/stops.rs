@@ -83,11 +83,18 @@ pub fn image(table: &str, transaction: &str) -> Error {
         .hint("Run SET GLOBAL binlog_row_image = 'FULL'; and let no session set another; then begin anew with `headwater reset`.")
 }
 
-/// A transaction that is prepared only.
+/// The commit of a transaction that was prepared before the start.
 pub fn prepared(transaction: &str) -> Error {
-    Error::new(&codes::XA, "rows of a selected table were changed in a prepared transaction")
+    Error::new(&codes::XA, "a transaction was committed that was prepared before the connector's start")
         .at("transaction", transaction)
-        .hint("Change selected tables without XA, or with XA COMMIT ... ONE PHASE; then begin anew with `headwater reset`.")
+        .hint("Wait until XA RECOVER; lists nothing that is older, then begin anew with `headwater reset`.")
+}
+
+/// More rows are prepared than may be held.
+pub fn held(transaction: &str, limit: usize) -> Error {
+    Error::new(&codes::XA, format!("prepared transactions have more than {limit} bytes of rows"))
+        .at("transaction", transaction)
+        .hint("Commit or roll back what XA RECOVER; lists, or change selected tables without XA; `headwater explain HW3026` has more.")
 }
 
 /// A transaction that kept some of its rows.

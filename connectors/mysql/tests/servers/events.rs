@@ -1,8 +1,9 @@
 //! Events that only some settings and some statements bring.
 
+use headwater_connector::{Batch, Kind, Limits};
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, shared, start};
+use crate::support::{Flavour, Reader, Server, on_both, shared, start};
 
 /// M8: a document behind an update is, byte for byte, the one that comes where the server writes it whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,4 +46,124 @@ async fn partial_documents_are_whole_documents() {
     for (partly, whole) in lines[..rows].iter().zip(&lines[rows..]) {
         assert_eq!(partly.replacen("partly", "whole", 1), *whole);
     }
+}
+
+/// Statements of an XA transaction up to its PREPARE, in one session.
+fn prepared(database: &str, name: &str, sql: &str) -> String {
+    format!("USE {database};\nXA START '{name}{database}';\n{sql};\nXA END '{name}{database}';\nXA PREPARE '{name}{database}'")
+}
+
+/// M18: what is prepared becomes events at its commit and not before, wherever the connector or the server was restarted between.
+async fn a_prepared_transaction_happens_at_its_commit(flavour: Flavour) {
+    let server = Server::start(flavour, &["--max-binlog-size=4096"]);
+    let database = server.database();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE items (id int PRIMARY KEY, name text);\nCREATE TABLE others (id int PRIMARY KEY);\nCREATE TABLE more (id int PRIMARY KEY)"
+    ));
+    let tables = json!({ "tables": [format!("{database}.items"), format!("{database}.more")] });
+    let connector = server.connector(&database, tables);
+    let mut at = start(&*connector).await;
+    let steps: [(String, &[&str]); 9] = [
+        (
+            prepared(
+                &database,
+                "a",
+                "INSERT INTO items VALUES (1, 'a'), (2, 'b');\nINSERT INTO others VALUES (1), (2);\nUPDATE items SET name = 'c' WHERE id = 1",
+            ),
+            &[],
+        ),
+        (format!("INSERT INTO {database}.more VALUES (1)"), &["Insert more 1"]),
+        (prepared(&database, "b", "INSERT INTO items VALUES (3, 'never')"), &[]),
+        (prepared(&database, "c", "INSERT INTO more VALUES (4)"), &[]),
+        (format!("XA ROLLBACK 'b{database}';\nFLUSH BINARY LOGS;\nINSERT INTO {database}.others VALUES (5)"), &[]),
+        (
+            format!("XA COMMIT 'a{database}';\nINSERT INTO {database}.more VALUES (2)"),
+            &["Insert items 1,a", "Insert items 2,b", "Update items 1,c", "Insert more 2"],
+        ),
+        (prepared(&database, "d", "INSERT INTO others VALUES (7)"), &[]),
+        (format!("XA COMMIT 'd{database}';\nXA COMMIT 'c{database}'"), &["Insert more 4"]),
+        (
+            format!("USE {database};\nXA START 'e';\nINSERT INTO items VALUES (9, 'i');\nXA END 'e';\nXA COMMIT 'e' ONE PHASE"),
+            &["Insert items 9,i"],
+        ),
+    ];
+    let first = at.clone();
+    let mut all = Vec::new();
+    for (step, (sql, lines)) in steps.iter().enumerate() {
+        server.sql(sql);
+        if step == 4 {
+            server.crash_and_restart();
+        }
+        // The position of an empty batch comes late, so whatever is of interest comes again from the last one that was written.
+        let mut reader = Reader::open(&*connector, &at).await;
+        assert_eq!(reader.read(lines.len()).await, *lines, "step {step}");
+        all.extend(lines.iter().map(ToString::to_string));
+        at.position = reader.position.clone();
+    }
+    let mut whole = Reader::open(&*connector, &first).await;
+    assert_eq!(*whole.read(all.len()).await, all, "in one go");
+    let mut end = Reader::open(&*connector, &at).await;
+    server.sql(&format!("INSERT INTO {database}.more VALUES (99)"));
+    assert_eq!(end.read(1).await, ["Insert more 99"], "nothing comes twice");
+}
+
+/// A large one is cut where it is published, and goes on behind the cut.
+async fn a_prepared_transaction_is_cut_where_it_is_committed(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("USE {database};\nCREATE TABLE items (id int PRIMARY KEY);\nCREATE TABLE others (id int PRIMARY KEY)"));
+    let connector = server.connector(&database, json!({ "tables": format!("{database}.items") }));
+    let mut at = start(&*connector).await;
+    let rows = |from: i32| (from..from + 500).map(|id| format!("({id})")).collect::<Vec<_>>().join(",");
+    let sql = format!(
+        "INSERT INTO items VALUES {};\nINSERT INTO others VALUES {};\nINSERT INTO items VALUES {}",
+        rows(0),
+        rows(0),
+        rows(500)
+    );
+    // One that stays prepared is sent again before the one that was cut.
+    server.sql(&prepared(&database, "w", "INSERT INTO items VALUES (5000)"));
+    server.sql(&prepared(&database, "x", &sql));
+    server.sql(&format!("XA COMMIT 'x{database}';\nXA ROLLBACK 'w{database}'"));
+    let limits = Limits { max_changes: 70, ..Limits::default() };
+    let mut ids = Vec::new();
+    while ids.len() < 1000 {
+        let mut source = connector.open(&at.identity, &at.position).await.unwrap_or_else(|error| panic!("{error}"));
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &limits).await.unwrap_or_else(|error| panic!("{error}"));
+        assert!(batch.changes().len() <= 71, "{}", batch.changes().len());
+        ids.extend(batch.changes().iter().map(|change| crate::support::show(batch.value(change.after.expect("a row"), 0))));
+        if let Some(position) = batch.position() {
+            at.position = position.clone();
+        }
+    }
+    assert_eq!(ids, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
+}
+
+/// What was prepared before the start is not known here.
+async fn the_commit_of_what_was_prepared_before_the_start_stops(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("CREATE TABLE {database}.items (id int PRIMARY KEY)"));
+    for end in ["ROLLBACK", "COMMIT"] {
+        server.sql(&prepared(&database, end, "INSERT INTO items VALUES (1)"));
+        let connector = server.connector(&database, json!({}));
+        let first = start(&*connector).await;
+        let mut reader = Reader::open(&*connector, &first).await;
+        server.sql(&format!("XA {end} '{end}{database}';\nINSERT INTO {database}.items VALUES (2)"));
+        if end == "ROLLBACK" {
+            assert_eq!(reader.read(1).await, ["Insert items 2"]);
+            server.sql(&format!("DELETE FROM {database}.items"));
+        } else {
+            let error = reader.stops().await;
+            assert_eq!((error.code().id, error.kind()), ("HW3026", Kind::Environment), "{error}");
+            assert!(reader.lines.is_empty(), "{:?}", reader.lines);
+        }
+    }
+}
+
+on_both! {
+    a_prepared_transaction_happens_at_its_commit
+    a_prepared_transaction_is_cut_where_it_is_committed
+    the_commit_of_what_was_prepared_before_the_start_stops
 }

@@ -93,6 +93,8 @@ impl Server {
         let log = || std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let mut command = self.command();
         command.stdout(log()).stderr(log());
+        // Not where every server of the machine makes tables under the same names.
+        command.arg(format!("--tmpdir={}", self.directory.path().display()));
         if self.flavour == Flavour::Mysql {
             run(command.args(["--initialize-insecure", "--log-error-verbosity=1"]));
             return;
@@ -127,6 +129,7 @@ impl Server {
             .arg(format!("--port={}", self.port))
             .arg(format!("--socket={}", place("s.sock")))
             .arg(format!("--pid-file={}", place("pid")))
+            .arg(format!("--tmpdir={}", self.directory.path().display()))
             .arg(format!("--log-error={}", place("error.log")))
             .args([
                 "--bind-address=127.0.0.1",
@@ -367,3 +370,31 @@ pub fn show(value: Value<'_>) -> String {
         Value::Invalid(bytes) => format!("invalid {bytes:02x?}"),
     }
 }
+
+/// Each function as a test on each flavour.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod mariadb {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mariadb).await;
+                }
+            )*
+        }
+
+        mod mysql {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mysql).await;
+                }
+            )*
+        }
+    };
+}
+
+#[allow(unused_imports, reason = "the daemon's tests use this file too")]
+pub(crate) use on_both;
