@@ -193,7 +193,7 @@ impl SourceConnector for MysqlConnector {
     async fn create(&self, _: &Intent, _: bool) -> Result<Start> {
         let (mut connection, identity) = self.session().await?;
         self.require_ready(&mut connection).await?;
-        let (set, spot) = inspect::end(&mut connection).await?;
+        let (set, spot) = inspect::begin(&mut connection).await?;
         connection.close().await;
         Ok(Start { identity, position: Place { set, from: None, partial: None, spot }.to_position() })
     }
@@ -207,8 +207,12 @@ impl SourceConnector for MysqlConnector {
             ("binlog", format!("{}:{}", spot.file, spot.at)),
         ];
         let rebind = match (identity, position) {
-            (Some(identity), Some(position)) => match inspect::require_same(identity, &found) {
-                Ok(()) => inspect::require_history(&mut connection, &Place::from_position(position)?).await.map(|()| found),
+            (Some(identity), Some(position)) => match inspect::require_flavour(identity, &found) {
+                Ok(()) => {
+                    let place = Place::from_position(position)?;
+                    let history = inspect::require_history(&mut connection, &place).await;
+                    history.map(|()| inspect::accept(found, &place))
+                }
                 Err(error) => Err(error),
             },
             _ => Err(Error::new(&codes::NOTHING_TO_REBIND, "there is no position to keep")
@@ -238,11 +242,17 @@ impl SourceConnector for MysqlConnector {
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
         let place = Place::from_position(position)?;
-        let (mut connection, found) = self.session().await?;
+        let (mut connection, mut found) = self.session().await?;
         inspect::require_same(identity, &found)?;
         inspect::require_history(&mut connection, &place).await?;
+        let is_bound = inspect::is_bound(identity, &place);
+        if is_bound {
+            inspect::require_recorded(&mut connection, &place).await?;
+        } else {
+            found = inspect::accept(found, &place);
+        }
         let flavour = connection.flavour;
         let stream = self.dump(connection, &place).await?;
-        Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, found, stream, place)))
+        Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, found, is_bound, stream, place)))
     }
 }

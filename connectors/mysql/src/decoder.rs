@@ -77,6 +77,8 @@ pub struct Decoder {
     /// The last transaction that had changes for us.
     last_change: Option<Gtid>,
     spot: Spot,
+    /// Whether the position's file must be this server's own.
+    is_bound: bool,
     /// The file that is read, and where the next event begins in it.
     reading: Spot,
     id: String,
@@ -84,8 +86,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Continues behind `place`.
-    pub fn new(place: Place, settings: Arc<Settings>) -> Self {
+    /// Continues behind `place`; `is_bound` is whether its file must be this server's own.
+    pub fn new(place: Place, is_bound: bool, settings: Arc<Settings>) -> Self {
         Self {
             tables: Tables::default(),
             settings,
@@ -97,6 +99,7 @@ impl Decoder {
             last_change: None,
             reading: place.spot.clone(),
             spot: place.spot,
+            is_bound,
             id: String::new(),
             limits: Limits::default(),
         }
@@ -217,17 +220,27 @@ impl Decoder {
             kind::FORMAT_DESCRIPTION => {
                 self.checksum = Format::parse(body).map_err(|Torn| torn("a format description"))?.checksum;
                 self.tables.forget_ids();
-                Ok(Event::Nothing)
+                self.begin_file(header.time)
             }
             kind::ROTATE => {
                 let (file, at) = binlog::rotate(body).map_err(|Torn| torn("a rotation"))?;
-                self.reading = Spot { file: file.to_owned(), at };
+                self.reading = Spot::new(file, at);
                 self.tables.forget_ids();
                 Ok(Event::Nothing)
             }
             kind::HEARTBEAT | kind::HEARTBEAT_V2 => Ok(Event::Idle),
             _ => self.other(header),
         }
+    }
+
+    /// A file of the same name that was begun at another time is one of another server, or of a history that was thrown away.
+    fn begin_file(&mut self, born: u32) -> Result<Event> {
+        let Spot { file, born: recorded, .. } = &self.spot;
+        if self.is_bound && *recorded > 0 && *file == self.reading.file && *recorded != born {
+            return Err(stops::other_server(&self.spot));
+        }
+        self.reading.born = born;
+        Ok(Event::Nothing)
     }
 
     fn other(&self, header: &Header) -> Result<Event> {

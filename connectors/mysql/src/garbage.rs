@@ -51,7 +51,7 @@ impl Reader {
         let settings = settings();
         let set = if flavour == Flavour::Mysql { GtidSet::parse_mysql("") } else { GtidSet::parse_maria("") };
         let place = Place { set: set.expect("an empty set"), from: None, partial: None, spot: Spot::default() };
-        let decoder = Decoder::new(place, Arc::clone(&settings));
+        let decoder = Decoder::new(place, true, Arc::clone(&settings));
         Self { settings, flavour, decoder, batch: Batch::default() }
     }
 

@@ -6,16 +6,17 @@ use crate::{
     catalog::cell,
     codes,
     config::Settings,
-    connection::{Connection, Flavour},
+    connection::{Connection, Flavour, literal},
     error::protocol,
     gtid::GtidSet,
     position::{Place, Spot},
+    stops,
 };
 
 /// Who the server is.
 pub async fn identity(connection: &mut Connection) -> Result<Identity> {
     let mut identity = Identity::from([("flavour", connection.flavour.name())]);
-    // MariaDB has no uuid in older versions.
+    // MariaDB has none in older versions.
     let sql = match connection.flavour {
         Flavour::Mysql => "SELECT @@server_uuid",
         Flavour::Mariadb => "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'",
@@ -29,8 +30,11 @@ pub async fn identity(connection: &mut Connection) -> Result<Identity> {
     Ok(identity)
 }
 
-/// Refuses another flavour: its positions mean something else. Another server of the same flavour is judged by its transactions.
-pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
+/// Where an operator accepted a server: the place of the position then.
+const ACCEPTED: &str = "accepted";
+
+/// Refuses another flavour: its positions mean something else.
+pub fn require_flavour(stored: &Identity, found: &Identity) -> Result<()> {
     match (stored.get("flavour"), found.get("flavour")) {
         (Some(stored), Some(found)) if stored != found => {
             Err(Error::new(&codes::OTHER_SOURCE, format!("the checkpoint is of a {stored} server, and a {found} server answers"))
@@ -40,13 +44,70 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
     }
 }
 
+/// Refuses another flavour, and another server where it says who it is and its transactions do not: the names of MySQL's have the
+/// server in them, those of two MariaDB servers can be alike by chance.
+pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
+    require_flavour(stored, found)?;
+    match (stored.get("server_uuid"), found.get("server_uuid")) {
+        (Some(stored), Some(now)) if stored != now && found.get("flavour") == Some(Flavour::Mariadb.name()) => {
+            Err(Error::new(&codes::OTHER_SOURCE, "the server is not the one of the checkpoint")
+                .at("checkpoint", stored)
+                .at("server", now)
+                .hint("Set `url` back; if this server took the place of the other, run `headwater reset` with --rebind."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The identity of a server that an operator accepts for a position, whoever wrote it.
+pub fn accept(mut found: Identity, place: &Place) -> Identity {
+    if matches!(place.set, GtidSet::Maria(_)) {
+        found.0.insert(ACCEPTED.to_owned(), format!("{}:{}", place.spot.file, place.spot.at));
+    }
+    found
+}
+
+/// Whether the place of the position must be this server's own: on MariaDB, unless an operator said otherwise of this very place.
+pub fn is_bound(stored: &Identity, place: &Place) -> bool {
+    let is_maria = matches!(place.set, GtidSet::Maria(_));
+    is_maria && stored.get(ACCEPTED) != Some(format!("{}:{}", place.spot.file, place.spot.at).as_str())
+}
+
+/// Looks the last published transactions up where they were read, as long as that file exists. It reads the file up to there, so this
+/// is for the start only.
+pub async fn require_recorded(connection: &mut Connection, place: &Place) -> Result<()> {
+    let files = connection.query("SHOW BINARY LOGS").await?;
+    if !files.iter().any(|row| cell(row, 0) == place.spot.file) {
+        return Ok(());
+    }
+    match recorded(connection, &place.spot).await? {
+        Some(set) if set == place.set => Ok(()),
+        _ => Err(stops::other_server(&place.spot)),
+    }
+}
+
+/// What a MariaDB server has up to a place of its binlog; none if there is no such place.
+async fn recorded(connection: &mut Connection, spot: &Spot) -> Result<Option<GtidSet>> {
+    let text = connection.value(&format!("SELECT BINLOG_GTID_POS({}, {})", literal(&spot.file), spot.at)).await?;
+    Ok(text.and_then(|text| GtidSet::parse_maria(&text)))
+}
+
+/// Where a first start begins. On MariaDB the set is that of the place, so that it is found there again.
+pub async fn begin(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
+    let (set, spot) = end(connection).await?;
+    match connection.flavour {
+        Flavour::Mysql => Ok((set, spot)),
+        Flavour::Mariadb => Ok((recorded(connection, &spot).await?.unwrap_or(set), spot)),
+    }
+}
+
 /// Everything that the server has committed, and where its binlog ends.
 pub async fn end(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
     // 8.4 has another word for it, and forgot the old one.
     let is_new = connection.flavour == Flavour::Mysql && connection.version >= (8, 2);
     let rows = connection.query(if is_new { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }).await?;
     let Some(row) = rows.first() else { return Err(no_binlog()) };
-    let spot = Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(4) };
+    let spot = Spot::new(cell(row, 0), cell(row, 1).parse().unwrap_or(4));
     let set = match connection.flavour {
         Flavour::Mysql => gtids(connection, "gtid_executed").await?,
         Flavour::Mariadb => gtids(connection, "gtid_binlog_pos").await?,
@@ -134,4 +195,36 @@ pub async fn faults(connection: &mut Connection, settings: &Settings) -> Result<
 pub fn server_id_taken(id: u32) -> Error {
     Error::new(&codes::SERVER_ID, format!("server id {id} is taken"))
         .hint("Set `server_id` in the source's options to a number that neither the server nor a replica has.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_mariadb_is_refused_by_its_uid_and_another_mysql_is_not() {
+        for (flavour, is_refused) in [("mariadb", true), ("mysql", false)] {
+            let identity = |uid| Identity::from([("flavour", flavour), ("server_uuid", uid)]);
+            assert!(require_same(&identity("a"), &identity("a")).is_ok());
+            assert_eq!(require_same(&identity("a"), &identity("b")).is_err(), is_refused, "{flavour}");
+            assert!(require_same(&Identity::from([("flavour", flavour)]), &identity("b")).is_ok(), "older servers say nothing");
+        }
+        let of = |flavour| Identity::from([("flavour", flavour)]);
+        assert!(require_same(&of("mysql"), &of("mariadb")).is_err());
+    }
+
+    #[test]
+    fn an_accepted_server_is_accepted_for_that_place_only() {
+        let place = |at| Place {
+            set: GtidSet::parse_maria("0-1-5").expect("a set"),
+            from: None,
+            partial: None,
+            spot: Spot::new("binlog.000002", at),
+        };
+        let found = accept(Identity::from([("flavour", "mariadb")]), &place(77));
+        assert!(!is_bound(&found, &place(77)));
+        assert!(is_bound(&found, &place(78)));
+        let of_mysql = Place { set: GtidSet::parse_mysql("").expect("a set"), ..place(77) };
+        assert!(!is_bound(&found, &of_mysql), "the names of its transactions are enough");
+    }
 }

@@ -3,7 +3,7 @@
 //! `1;mysql;UUID:1-57;;1234;binlog.000003`: the transactions that are published, and behind which place of which file the last of
 //! them ended. The place is a hint for measuring lag only: files differ from server to server. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
 //! adds that 12034 raw rows of transaction `0-1-58` are published too. `0-1-57|0-1-50` for the set says that what was prepared behind
-//! `0-1-50` must be read again. The first number is the format's version.
+//! `0-1-50` must be read again. `1234@1700000000` says when the file was begun: a MariaDB server is told from others by that. The first number is the format's version.
 
 use std::fmt;
 
@@ -29,6 +29,15 @@ pub struct Spot {
     pub file: String,
     /// Byte in it
     pub at: u64,
+    /// When the file was begun, in seconds since 1970; 0 if that is not known.
+    pub born: u32,
+}
+
+impl Spot {
+    /// A place in a file of which nothing else is known.
+    pub fn new(file: &str, at: u64) -> Self {
+        Self { file: file.to_owned(), at, born: 0 }
+    }
 }
 
 /// See the module's page.
@@ -71,7 +80,11 @@ impl fmt::Display for Place {
         if let Some(Partial { gtid, done }) = self.partial {
             write!(f, "{gtid}+{done}")?;
         }
-        write!(f, ";{};{}", self.spot.at, self.spot.file)
+        write!(f, ";{}", self.spot.at)?;
+        if self.spot.born > 0 {
+            write!(f, "@{}", self.spot.born)?;
+        }
+        write!(f, ";{}", self.spot.file)
     }
 }
 
@@ -105,8 +118,11 @@ fn parse(text: &str) -> Option<Place> {
     if !partial.iter().all(fits) {
         return None;
     }
-    let at = parts.next().filter(|at| !at.is_empty()).and_then(number_of)?;
-    Some(Place { set, from, partial, spot: Spot { at, file: parts.next()?.to_owned() } })
+    let at = parts.next()?;
+    let (at, born) = at.split_once('@').unwrap_or((at, "0"));
+    let at = number_of(at).filter(|_| !at.is_empty())?;
+    let born = number_of(born).filter(|_| !born.is_empty())?.try_into().ok()?;
+    Some(Place { set, from, partial, spot: Spot { at, born, file: parts.next()?.to_owned() } })
 }
 
 #[cfg(test)]
@@ -122,7 +138,7 @@ mod tests {
             format!("1;mysql;{uuid}:1-57:60;{uuid}:58+12034;1234;a;b.000003"),
             "1;mariadb;0-1-57,1-1-3;0-1-58+1;4;".to_owned(),
             "1;mariadb;;;4;binlog.000001".to_owned(),
-            "1;mariadb;0-1-57,1-1-3|0-1-50;;4;binlog.000001".to_owned(),
+            "1;mariadb;0-1-57,1-1-3|0-1-50;;4@1700000000;binlog.000001".to_owned(),
         ] {
             assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);
         }
@@ -138,6 +154,8 @@ mod tests {
             "1;mysql;;;;f",
             "1;mysql;;0-1-1+1;4;f",
             "1;mariadb;;0-1-1+;4;f",
+            "1;mariadb;0-1-1|x;;4;f",
+            "1;mariadb;;;4@;f",
         ] {
             let error = Place::from_position(&Position::new(text)).unwrap_err();
             assert_eq!(error.code().id, codes::BAD_POSITION.id, "{text}");

@@ -65,12 +65,19 @@ pub struct MysqlSource {
 }
 
 impl MysqlSource {
-    /// Reads on behind `place`.
-    pub fn new(settings: Arc<Settings>, flavour: Flavour, identity: Identity, stream: Stream, place: Place) -> Self {
+    /// Reads on behind `place`; `is_bound` is whether its file must be this server's own.
+    pub fn new(
+        settings: Arc<Settings>,
+        flavour: Flavour,
+        identity: Identity,
+        is_bound: bool,
+        stream: Stream,
+        place: Place,
+    ) -> Self {
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
         let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen));
         Self {
-            decoder: Decoder::new(place.clone(), Arc::clone(&settings)),
+            decoder: Decoder::new(place.clone(), is_bound, Arc::clone(&settings)),
             settings,
             flavour,
             identity,

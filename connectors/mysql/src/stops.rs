@@ -48,6 +48,18 @@ pub fn tagged(spot: &Spot) -> Error {
         .hint("Let no session set gtid_next to AUTOMATIC with a tag; `headwater explain HW3019` has more.")
 }
 
+/// The file of the position is another one on this server.
+pub fn other_server(spot: &Spot) -> Error {
+    at_spot(
+        Error::new(
+            &codes::OTHER_SOURCE,
+            "the server is not the one of the checkpoint: its binlog differs where it was read last",
+        ),
+        spot,
+    )
+    .hint("Set `url` back; if this server took the place of the other, run `headwater reset` with --rebind.")
+}
+
 /// The server lost something.
 pub fn incident(spot: &Spot) -> Error {
     at_spot(Error::new(&codes::INCIDENT, "the server says that its binlog lacks changes"), spot)

@@ -1,6 +1,6 @@
 //! Events that only some settings and some statements bring.
 
-use headwater_connector::{Batch, Kind, Limits};
+use headwater_connector::{Batch, Identity, Kind, Limits, SourceConnector, Start};
 use serde_json::json;
 
 use crate::support::{Flavour, Reader, Server, on_both, shared, start};
@@ -160,6 +160,88 @@ async fn the_commit_of_what_was_prepared_before_the_start_stops(flavour: Flavour
             assert!(reader.lines.is_empty(), "{:?}", reader.lines);
         }
     }
+}
+
+/// Opens and reads a little; the code of the error that refuses it.
+async fn refused(connector: &dyn SourceConnector, at: &Start) -> &'static str {
+    match connector.open(&at.identity, &at.position).await {
+        Err(error) => error.code().id,
+        Ok(source) => Reader { source, lines: Vec::new(), position: at.position.clone() }.stops().await.code().id,
+    }
+}
+
+/// M16: two servers can have transactions of the same names. MariaDB has no uuid to tell them apart; where and when they were written has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_mariadb_with_the_same_names_is_refused() {
+    let servers = [Server::start(Flavour::Mariadb, &[]), Server::start(Flavour::Mariadb, &[])];
+    let sql = |statements: [&str; 2]| servers.iter().zip(statements).for_each(|(server, sql)| drop(server.sql(sql)));
+    sql(["CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY, name text)"; 2]);
+    let [ours, other] = [0, 1].map(|at: usize| servers[at].connector("shop", json!({})));
+    let mut at = start(&*ours).await;
+    let mut reader = Reader::open(&*ours, &at).await;
+    sql(["INSERT INTO shop.items VALUES (1, 'a')"; 2]);
+    reader.read(1).await;
+    at.position = reader.position.clone();
+    // In the other's file the same transaction ends at the same place.
+    let place = "SHOW MASTER STATUS";
+    assert_eq!(servers[0].sql(place), servers[1].sql(place));
+    assert_eq!(refused(&*other, &at).await, "HW3012");
+    // And here at another.
+    sql(["INSERT INTO shop.items VALUES (2, 'b')", "INSERT INTO shop.items VALUES (2, 'a longer name')"]);
+    reader.read(2).await;
+    at.position = reader.position.clone();
+    drop(reader);
+    assert_eq!(refused(&*other, &at).await, "HW3012");
+    servers[0].crash_and_restart();
+    sql(["INSERT INTO shop.items VALUES (3, 'c')"; 2]);
+    let mut again = Reader::open(&*ours, &at).await;
+    assert_eq!(again.read(1).await, ["Insert items 3,c"], "the same server after a crash");
+    // An operator can say that the other took its place.
+    let survey = other.survey(Some(&at.identity), Some(&at.position)).await.expect("an answer");
+    at.identity = survey.rebind.expect("it has everything");
+    for _ in 0..2 {
+        let mut taken = Reader::open(&*other, &at).await;
+        assert_eq!(taken.read(1).await, ["Insert items 3,c"]);
+        at.identity = taken.source.identity().expect("who it is").clone();
+    }
+    let mut taken = Reader::open(&*other, &at).await;
+    taken.read(1).await;
+    at = Start {
+        identity: taken.source.identity().cloned().unwrap_or_else(|| Identity::from([("", "")])),
+        position: taken.position,
+    };
+    assert_eq!(refused(&*ours, &at).await, "HW3012", "from then on it is the other that counts");
+}
+
+/// M26: every domain counts, one that is silent and one that is new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_domain_is_read_once() {
+    let server = Server::start(Flavour::Mariadb, &[]);
+    let insert = |domain: u32, id: u32| {
+        server.sql(&format!("SET gtid_domain_id = {domain};\nINSERT INTO shop.items VALUES ({id})"));
+        format!("Insert items {id}")
+    };
+    server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY)");
+    insert(7, 1);
+    insert(3, 2);
+    let connector = server.connector("shop", json!({}));
+    let mut at = start(&*connector).await;
+    for domain in ["0-1-", "3-1-1", "7-1-1"] {
+        assert!(at.position.as_str().contains(domain), "{}", at.position);
+    }
+    for (round, domains) in [vec![3, 0, 3], vec![5, 3], vec![7, 5, 0], vec![0]].into_iter().enumerate() {
+        let mut reader = Reader::open(&*connector, &at).await;
+        let wanted: Vec<String> = (10..).zip(domains).map(|(id, domain)| insert(domain, 10 * round as u32 + id)).collect();
+        assert_eq!(*reader.read(wanted.len()).await, wanted);
+        at.position = reader.position.clone();
+        drop(reader);
+        server.sql("FLUSH BINARY LOGS");
+    }
+    // Without the strict mode a session can go back, and nobody can say then what is published.
+    server.sql("SET GLOBAL gtid_strict_mode = OFF");
+    let mut reader = Reader::open(&*connector, &at).await;
+    server.sql("SET gtid_domain_id = 3, gtid_seq_no = 2;\nINSERT INTO shop.items VALUES (99)");
+    assert_eq!(reader.stops().await.code().id, "HW3016");
 }
 
 on_both! {
