@@ -260,16 +260,24 @@ pub fn mysql_gtid(body: &[u8]) -> Result<Begin, Torn> {
     if number == 0 || number > i64::MAX as u64 {
         return Err(Torn);
     }
-    // The logical clocks of parallel replication, then since 8.0 the time of the commit.
-    let commit_time_us = match cursor.u8() {
-        Ok(2) => {
-            cursor.take(16)?;
-            cursor.uint(7).ok().map(|time| (time & !(1 << 55)) as i64)
-        }
-        _ => None,
-    };
+    let commit_time_us = clocks(&mut cursor);
     let gtid = Gtid::Mysql(MysqlGtid { server, number });
     Ok(Begin { gtid, commit_time_us, standalone: None, is_prepared_xa: false })
+}
+
+/// The time of the commit in a GTID of MySQL, or in what stands in its place where there is none.
+pub fn commit_time(body: &[u8]) -> Result<Option<i64>, Torn> {
+    let mut cursor = Cursor::new(body);
+    cursor.take(1 + 16 + 8)?;
+    Ok(clocks(&mut cursor))
+}
+
+/// The logical clocks of parallel replication, then since 8.0 the time of the commit.
+fn clocks(cursor: &mut Cursor<'_>) -> Option<i64> {
+    if cursor.u8() != Ok(2) || cursor.take(16).is_err() {
+        return None;
+    }
+    cursor.uint(7).ok().map(|time| (time & !(1 << 55)) as i64)
 }
 
 /// A GTID of MariaDB, which is also the BEGIN of its transaction.
@@ -343,7 +351,7 @@ mod tests {
             for checksum in [Checksum::Unknown, Checksum::Off, Checksum::Crc32] {
                 if let Ok((header, body)) = split(&bytes, checksum) {
                     let _ = (Format::parse(body), rotate(body), Query::parse(body).is_ok(), mysql_gtid(body));
-                    let _ = (maria_gtid(&header, body), is_one_phase(body));
+                    let _ = (maria_gtid(&header, body), is_one_phase(body), commit_time(body));
                 }
             }
         }

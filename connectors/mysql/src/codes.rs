@@ -40,4 +40,5 @@ headwater_connector::codes! { "codes";
     NO_BACKFILL = "HW3036", Config, "rows that are there already cannot be read yet";
     NOTHING_TO_REBIND = "HW3037", Config, "there is no position to keep";
     ROLLED_BACK = "HW3038", Environment, "the binlog holds a transaction that was partly rolled back";
+    GTID_SWITCHED = "HW3039", Environment, "the server's GTID mode was switched";
 }

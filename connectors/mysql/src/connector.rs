@@ -17,6 +17,7 @@ use crate::{
     position::Place,
     relation,
     source::MysqlSource,
+    stops,
     stream::Stream,
 };
 
@@ -77,6 +78,14 @@ impl MysqlConnector {
         connection.simple(REGISTER_REPLICA, &body).await?;
         let id = settings.server_id.to_le_bytes();
         let (command, body) = match connection.flavour {
+            Flavour::Mysql if place.is_of_files() => {
+                let at = u32::try_from(place.spot.at).map_err(|_| stops::too_far(&place.spot))?;
+                let mut body = at.to_le_bytes().to_vec();
+                body.extend_from_slice(&[0, 0]);
+                body.extend_from_slice(&id);
+                body.extend_from_slice(place.spot.file.as_bytes());
+                (DUMP, body)
+            }
             Flavour::Mysql => {
                 let set = place.set.encode();
                 let mut body = vec![0, 0];
@@ -195,7 +204,8 @@ impl SourceConnector for MysqlConnector {
         self.require_ready(&mut connection).await?;
         let (set, spot) = inspect::begin(&mut connection).await?;
         connection.close().await;
-        Ok(Start { identity, position: Place { set, from: None, partial: None, spot }.to_position() })
+        let place = Place { set, from: None, partial: None, spot };
+        Ok(Start { identity: inspect::bind(identity, &place), position: place.to_position() })
     }
 
     async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {
@@ -207,11 +217,11 @@ impl SourceConnector for MysqlConnector {
             ("binlog", format!("{}:{}", spot.file, spot.at)),
         ];
         let rebind = match (identity, position) {
-            (Some(identity), Some(position)) => match inspect::require_flavour(identity, &found) {
+            (Some(identity), Some(position)) => match inspect::may_accept(identity, &found) {
                 Ok(()) => {
                     let place = Place::from_position(position)?;
                     let history = inspect::require_history(&mut connection, &place).await;
-                    history.map(|()| inspect::accept(found, &place))
+                    history.map(|()| inspect::accept(inspect::bind(found, &place), &place))
                 }
                 Err(error) => Err(error),
             },
@@ -243,6 +253,7 @@ impl SourceConnector for MysqlConnector {
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
         let place = Place::from_position(position)?;
         let (mut connection, mut found) = self.session().await?;
+        found = inspect::bind(found, &place);
         inspect::require_same(identity, &found)?;
         inspect::require_history(&mut connection, &place).await?;
         let is_bound = inspect::is_bound(identity, &place);

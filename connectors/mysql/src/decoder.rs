@@ -12,7 +12,7 @@ use crate::{
     codes,
     config::{OnTruncate, Settings},
     error::torn,
-    gtid::{Gtid, GtidSet},
+    gtid::{FilePlace, Gtid, GtidSet},
     payload,
     position::{Partial, Place, Spot},
     relation::{Table, Tables},
@@ -81,6 +81,8 @@ pub struct Decoder {
     is_bound: bool,
     /// The file that is read, and where the next event begins in it.
     reading: Spot,
+    /// Where the event begins in it.
+    begins_at: u64,
     id: String,
     limits: Limits,
 }
@@ -98,6 +100,7 @@ impl Decoder {
             prepared: Prepared::new(place.from),
             last_change: None,
             reading: place.spot.clone(),
+            begins_at: 0,
             spot: place.spot,
             is_bound,
             id: String::new(),
@@ -178,10 +181,17 @@ impl Decoder {
             Bad::Torn => torn("an event"),
             Bad::Checksum => stops::checksum(&self.reading),
         })?;
+        self.begins_at = self.reading.at;
         if header.next > 0 {
-            self.reading.at = header.next.into();
+            // The number has 32 bits, which the last transaction of a file can outgrow.
+            self.reading.at += u64::from(header.next.wrapping_sub(self.reading.at as u32));
         }
-        self.event(&header, body, batch)
+        let event = self.event(&header, body, batch)?;
+        if self.open.is_none() && self.is_of_files() {
+            self.set.advance(&self.reading.file, self.reading.at);
+            self.spot.clone_from(&self.reading);
+        }
+        Ok(event)
     }
 
     /// The body of an event that was just taken.
@@ -209,6 +219,7 @@ impl Decoder {
             rows if kind::is_rows(rows) => self.rows(rows, body, batch),
             kind::PASSED if self.prepared.is_replayed() => self.passed_rows(body),
             kind::XID => self.commit(header, body),
+            kind::GTID | kind::ANONYMOUS_GTID if self.is_of_files() => self.begin_in_file(header, body, batch),
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
             kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),
             kind::QUERY | kind::QUERY_COMPRESSED => self.query(header, body, batch),
@@ -264,6 +275,18 @@ impl Decoder {
             _ if header.is_ignorable() => Ok(Event::Nothing),
             other => Err(stops::unknown(other, &self.reading)),
         }
+    }
+
+    fn is_of_files(&self) -> bool {
+        matches!(self.set, GtidSet::Places(_))
+    }
+
+    /// Named or not, the transaction is known by the place where it begins: a mode that is switched on the way changes nothing.
+    fn begin_in_file(&mut self, header: &Header, body: &[u8], batch: &Batch) -> Result<Event> {
+        let place = FilePlace::new(&self.reading.file, self.begins_at).ok_or_else(|| torn("the name of a file"))?;
+        let time = binlog::commit_time(body).map_err(|Torn| torn("the begin of a transaction"))?;
+        let begin = Begin { gtid: Gtid::Place(place), commit_time_us: time, standalone: None, is_prepared_xa: false };
+        self.begin(header, Ok(begin), batch)
     }
 
     fn begin(&mut self, header: &Header, begin: Result<Begin, Torn>, batch: &Batch) -> Result<Event> {
@@ -327,6 +350,7 @@ impl Decoder {
             return Err(stops::mismatch(partial, &format!("it with only {} rows", open.ordinal)));
         }
         self.set.insert(open.gtid);
+        self.set.advance(&self.reading.file, self.reading.at);
         self.spot.clone_from(&self.reading);
         if open.announced || open.skip > 0 {
             self.last_change = Some(open.gtid);

@@ -8,7 +8,7 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour, literal},
     error::protocol,
-    gtid::GtidSet,
+    gtid::{FilePlace, GtidSet},
     position::{Place, Spot},
     stops,
 };
@@ -30,6 +30,8 @@ pub async fn identity(connection: &mut Connection) -> Result<Identity> {
     Ok(identity)
 }
 
+/// There if positions are places in files.
+const FILES: &str = "files";
 /// Where an operator accepted a server: the place of the position then.
 const ACCEPTED: &str = "accepted";
 
@@ -45,18 +47,36 @@ pub fn require_flavour(stored: &Identity, found: &Identity) -> Result<()> {
 }
 
 /// Refuses another flavour, and another server where it says who it is and its transactions do not: the names of MySQL's have the
-/// server in them, those of two MariaDB servers can be alike by chance.
+/// server in them, if they have names, and those of two MariaDB servers can be alike by chance.
 pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
     require_flavour(stored, found)?;
+    if stored.get(FILES).is_none() && found.get("flavour") != Some(Flavour::Mariadb.name()) {
+        return Ok(());
+    }
     match (stored.get("server_uuid"), found.get("server_uuid")) {
-        (Some(stored), Some(now)) if stored != now && found.get("flavour") == Some(Flavour::Mariadb.name()) => {
+        (Some(stored), Some(now)) if stored != now => {
             Err(Error::new(&codes::OTHER_SOURCE, "the server is not the one of the checkpoint")
                 .at("checkpoint", stored)
                 .at("server", now)
-                .hint("Set `url` back; if this server took the place of the other, run `headwater reset` with --rebind."))
+                .hint(
+                    "Set `url` back; if it is a MariaDB that took the place of the other, run `headwater reset` with --rebind.",
+                ))
         }
         _ => Ok(()),
     }
+}
+
+/// What an operator may accept: another MariaDB, but for places in files no other server.
+pub fn may_accept(stored: &Identity, found: &Identity) -> Result<()> {
+    if stored.get(FILES).is_some() { require_same(stored, found) } else { require_flavour(stored, found) }
+}
+
+/// Notes that a position is a place in the files of this very server.
+pub fn bind(mut found: Identity, place: &Place) -> Identity {
+    if place.is_of_files() {
+        found.0.insert(FILES.to_owned(), "only".to_owned());
+    }
+    found
 }
 
 /// The identity of a server that an operator accepts for a position, whoever wrote it.
@@ -92,13 +112,29 @@ async fn recorded(connection: &mut Connection, spot: &Spot) -> Result<Option<Gti
     Ok(text.and_then(|text| GtidSet::parse_maria(&text)))
 }
 
-/// Where a first start begins. On MariaDB the set is that of the place, so that it is found there again.
+/// Whether a MySQL server names its transactions.
+pub async fn has_names(connection: &mut Connection) -> Result<bool> {
+    if connection.flavour == Flavour::Mariadb {
+        return Ok(true);
+    }
+    Ok(connection.value("SELECT @@global.gtid_mode").await?.as_deref() == Some("ON"))
+}
+
+/// The set of everything up to a place.
+pub fn up_to(spot: &Spot) -> Option<GtidSet> {
+    FilePlace::new(&spot.file, spot.at).map(GtidSet::Places)
+}
+
+/// Where a first start begins. Without names it is a place in the server's files. On MariaDB the set is that of the place, so that it is found there again.
 pub async fn begin(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
     let (set, spot) = end(connection).await?;
-    match connection.flavour {
-        Flavour::Mysql => Ok((set, spot)),
-        Flavour::Mariadb => Ok((recorded(connection, &spot).await?.unwrap_or(set), spot)),
+    if connection.flavour == Flavour::Mariadb {
+        return Ok((recorded(connection, &spot).await?.unwrap_or(set), spot));
     }
+    if has_names(connection).await? {
+        return Ok((set, spot));
+    }
+    Ok((up_to(&spot).ok_or_else(|| protocol("the name of a file has no number"))?, spot))
 }
 
 /// Everything that the server has committed, and where its binlog ends.
@@ -136,6 +172,13 @@ fn no_binlog() -> Error {
 
 /// Whether the position can be resumed on this server (start rule 1.5(5)).
 pub async fn require_history(connection: &mut Connection, place: &Place) -> Result<()> {
+    if place.is_of_files() {
+        return require_file(connection, place).await;
+    }
+    if !has_names(connection).await? {
+        return Err(Error::new(&codes::GTID_SWITCHED, "the server gives transactions no GTIDs any more")
+            .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3039` shows."));
+    }
     let (has, _) = end(connection).await?;
     if !has.covers(&place.set) {
         return Err(Error::new(&codes::SERVER_BEHIND, "the server lacks transactions that are published")
@@ -153,6 +196,22 @@ pub async fn require_history(connection: &mut Connection, place: &Place) -> Resu
         }
     }
     Ok(())
+}
+
+/// Whether the file of a position is there, and long enough.
+async fn require_file(connection: &mut Connection, place: &Place) -> Result<()> {
+    let Spot { file, at, .. } = &place.spot;
+    let rows = connection.query("SHOW BINARY LOGS").await?;
+    let size = rows.iter().find(|row| cell(row, 0) == file).map(|row| cell(row, 1).parse().unwrap_or(0_u64));
+    let first = rows.first().and_then(|row| FilePlace::new(cell(row, 0), 0));
+    let is_gone = size.is_none() && first.is_some_and(|first| GtidSet::Places(first).covers(&place.set));
+    let (code, what) = match size {
+        Some(size) if size >= *at => return Ok(()),
+        _ if is_gone => (&codes::PURGED, "the server has deleted binlog that was not read"),
+        _ => (&codes::SERVER_BEHIND, "the server lacks transactions that are published"),
+    };
+    let error = Error::new(code, what).at("file", file).at("place", at);
+    Err(error.hint("Connect to the server that has the file, or begin anew with `headwater reset`."))
 }
 
 /// What the server must be set to, and is not. Each comes with the exact statement.
@@ -179,10 +238,6 @@ pub async fn faults(connection: &mut Connection, settings: &Settings) -> Result<
     ] {
         let found = connection.value(&format!("SELECT @@global.{name}")).await?;
         expect(found, name, wanted, code);
-    }
-    if connection.flavour == Flavour::Mysql {
-        let found = connection.value("SELECT @@global.gtid_mode").await?;
-        expect(found, "gtid_mode", "ON", &codes::GTID_OFF);
     }
     let own = connection.value("SELECT @@server_id").await?;
     if own.as_deref() == Some(settings.server_id.to_string().as_str()) {

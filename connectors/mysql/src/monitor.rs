@@ -81,6 +81,7 @@ impl Monitor for StreamMonitor {
     async fn lag_bytes(&self, committed: &Position) -> Result<u64> {
         let place = Place::from_position(committed)?;
         let (set, end, files) = self.end_of_log().await?;
+        let set = if place.is_of_files() { inspect::up_to(&end).unwrap_or(set) } else { set };
         if place.partial.is_none() && place.set.covers(&set) {
             return Ok(0);
         }

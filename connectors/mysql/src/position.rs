@@ -4,6 +4,9 @@
 //! them ended. The place is a hint for measuring lag only: files differ from server to server. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
 //! adds that 12034 raw rows of transaction `0-1-58` are published too. `0-1-57|0-1-50` for the set says that what was prepared behind
 //! `0-1-50` must be read again. `1234@1700000000` says when the file was begun: a MariaDB server is told from others by that. The first number is the format's version.
+//!
+//! Where MySQL gives transactions no names, `1;files;3:1234;;1234;binlog.000003` is a place in the files of one server, and a transaction is
+//! named by the place where it begins, `at-3:1234`.
 
 use std::fmt;
 
@@ -54,6 +57,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether it is a place in the files of one server, since transactions have no names.
+    pub fn is_of_files(&self) -> bool {
+        matches!(self.set, GtidSet::Places(_))
+    }
+
     /// The stored form.
     pub fn to_position(&self) -> Position {
         Position::new(self.to_string())
@@ -71,7 +79,11 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flavour = if matches!(self.set, GtidSet::Mysql(_)) { "mysql" } else { "mariadb" };
+        let flavour = match self.set {
+            GtidSet::Mysql(_) => "mysql",
+            GtidSet::Maria(_) => "mariadb",
+            GtidSet::Places(_) => "files",
+        };
         write!(f, "{VERSION};{flavour};{}", self.set)?;
         if let Some(from) = &self.from {
             write!(f, "|{from}")?;
@@ -98,6 +110,7 @@ fn parse(text: &str) -> Option<Place> {
     let set = parts.next()?;
     let (set, from) = match flavour {
         "mysql" => (GtidSet::parse_mysql(set)?, None),
+        "files" => (GtidSet::parse_places(set)?, None),
         "mariadb" => {
             let (set, from) = set.split_once('|').map_or((set, None), |(set, from)| (set, Some(from)));
             let from = from.map(|from| GtidSet::parse_maria(from).ok_or(())).transpose().ok()?;
@@ -113,7 +126,10 @@ fn parse(text: &str) -> Option<Place> {
         }
     };
     let fits = |partial: &Partial| {
-        matches!((partial.gtid, &set), (Gtid::Mysql(_), GtidSet::Mysql(_)) | (Gtid::Maria(_), GtidSet::Maria(_)))
+        matches!(
+            (partial.gtid, &set),
+            (Gtid::Mysql(_), GtidSet::Mysql(_)) | (Gtid::Maria(_), GtidSet::Maria(_)) | (Gtid::Place(_), GtidSet::Places(_))
+        )
     };
     if !partial.iter().all(fits) {
         return None;
@@ -138,6 +154,7 @@ mod tests {
             format!("1;mysql;{uuid}:1-57:60;{uuid}:58+12034;1234;a;b.000003"),
             "1;mariadb;0-1-57,1-1-3;0-1-58+1;4;".to_owned(),
             "1;mariadb;;;4;binlog.000001".to_owned(),
+            "1;files;3:1234;at-3:1234+7;1234;binlog.000003".to_owned(),
             "1;mariadb;0-1-57,1-1-3|0-1-50;;4@1700000000;binlog.000001".to_owned(),
         ] {
             assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);

@@ -30,16 +30,29 @@ pub fn packed(bad: Bad, limit: usize) -> Error {
     }
 }
 
+/// A place that the protocol has no number for.
+pub fn too_far(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::TOO_LARGE, "a file without GTIDs cannot be read on behind 4 GiB"), spot)
+        .hint("Begin anew with `headwater reset`; with gtid_mode = ON there is no such limit.")
+}
+
 /// An event is larger than it may be.
 pub fn too_large(limit: usize) -> Error {
     Error::new(&codes::TOO_LARGE, format!("an event is larger than {limit} bytes"))
         .hint("Raise `max_event_bytes` in the source's options; the connector may need as much memory.")
 }
 
-/// Transactions without names.
+/// Transactions without names, where the position is made of names.
 pub fn anonymous(spot: &Spot) -> Error {
-    at_spot(Error::new(&codes::GTID_OFF, "a transaction has no GTID"), spot)
-        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows.")
+    at_spot(Error::new(&codes::GTID_SWITCHED, "a transaction has no GTID, and the position is made of GTIDs"), spot)
+        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3039` shows.")
+}
+
+/// A prepared transaction where a restart could not have it sent again.
+pub fn prepared_in_files(transaction: &str) -> Error {
+    Error::new(&codes::XA, "rows of a selected table were prepared on a server without GTIDs")
+        .at("transaction", transaction)
+        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, then begin anew with `headwater reset`.")
 }
 
 /// Transactions whose names have a tag.

@@ -199,6 +199,9 @@ impl Decoder {
             return Ok(self.replay(header, body, None));
         }
         let xid = Xid::of_event(body).map_err(bad)?;
+        if self.is_of_files() && self.prepared.has_rows() {
+            return Err(stops::prepared_in_files(&self.open_id()));
+        }
         let Some(open) = self.open.take() else { return Err(torn("the end of a transaction")) };
         if self.prepared.find(&xid).is_some() {
             return Err(torn("a transaction that is prepared twice"));

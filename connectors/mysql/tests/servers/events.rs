@@ -244,6 +244,80 @@ async fn every_domain_is_read_once() {
     assert_eq!(reader.stops().await.code().id, "HW3016");
 }
 
+/// M16, M17: without GTIDs a position is a place in the files of one server, and stays one when they are switched on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_gtids_the_files_of_one_server_are_read() {
+    let server = Server::start(Flavour::Mysql, &["--gtid-mode=OFF", "--enforce-gtid-consistency=OFF", "--max-binlog-size=4096"]);
+    server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY, name text)");
+    let connector = server.connector("shop", json!({}));
+    let mut at = start(&*connector).await;
+    let first = at.clone();
+    // Places are good for one server only.
+    let mut elsewhere = at.clone();
+    elsewhere.identity.0.insert("server_uuid".to_owned(), "3e11fa47-71ca-11e1-9e33-c80aa9429562".to_owned());
+    assert_eq!(connector.verify(&elsewhere.identity).await.expect_err("another server").code().id, "HW3012");
+    assert_eq!(refused(&*connector, &elsewhere).await, "HW3012");
+    let insert = |id: u32| {
+        server.sql(&format!("USE shop;\nBEGIN;\nINSERT INTO items VALUES ({id}, repeat('a', 3000)), ({id} + 1, 'b');\nUPDATE items SET name = 'c' WHERE id = {id};\nCOMMIT"))
+    };
+    let mut all = Vec::new();
+    let steps = [
+        "SELECT 1",
+        "SET GLOBAL enforce_gtid_consistency = ON;\nSET GLOBAL gtid_mode = OFF_PERMISSIVE",
+        "FLUSH BINARY LOGS",
+        "SET GLOBAL gtid_mode = ON_PERMISSIVE",
+        "SELECT 2",
+    ];
+    for (step, sql) in steps.into_iter().enumerate() {
+        server.sql(sql);
+        insert(10 * step as u32);
+        let mut reader = Reader::open(&*connector, &at).await;
+        all.extend_from_slice(reader.read(3).await);
+        at.position = reader.position.clone();
+    }
+    // Cut after every row, and in one go.
+    let limits = Limits { max_changes: 1, ..Limits::default() };
+    let (mut cut, mut count) = (first.clone(), 0);
+    while count < all.len() {
+        let mut source = connector.open(&cut.identity, &cut.position).await.unwrap_or_else(|error| panic!("{error}"));
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &limits).await.unwrap_or_else(|error| panic!("{error}"));
+        count += batch.changes().len();
+        cut.position = batch.position().cloned().unwrap_or(cut.position);
+    }
+    assert_eq!(count, all.len());
+    assert_eq!(*Reader::open(&*connector, &first).await.read(all.len()).await, all);
+    // It starts with GTIDs on, and does not send what has none any more.
+    server.crash_and_restart();
+    insert(90);
+    let mut reader = Reader::open(&*connector, &at).await;
+    all.extend_from_slice(reader.read(3).await);
+    at.position = reader.position.clone();
+    assert_eq!(reader.source.monitor().lag_bytes(&at.position).await.expect("an answer"), 0);
+    assert_eq!(refused(&*connector, &first).await, "HW3039");
+    // Files that are gone, and files that never were.
+    server.sql("FLUSH BINARY LOGS");
+    server.sql(&format!("PURGE BINARY LOGS TO '{}'", server.binlog()));
+    assert_eq!(refused(&*connector, &first).await, "HW3013");
+    server.sql("RESET MASTER");
+    assert_eq!(refused(&*connector, &at).await, "HW3014");
+}
+
+/// M17: a position that is made of names does not go on without them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gtids_that_are_switched_off_stop() {
+    let server = Server::start(Flavour::Mysql, &[]);
+    server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY)");
+    let connector = server.connector("shop", json!({}));
+    let at = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &at).await;
+    server.sql("INSERT INTO shop.items VALUES (1);\nSET GLOBAL gtid_mode = ON_PERMISSIVE;\nSET GLOBAL gtid_mode = OFF_PERMISSIVE;\nINSERT INTO shop.items VALUES (2)");
+    let error = reader.stops().await;
+    assert_eq!((error.code().id, error.kind()), ("HW3039", Kind::Environment), "{error}");
+    assert_eq!(reader.lines, ["Insert items 1"]);
+    assert_eq!(refused(&*connector, &at).await, "HW3039");
+}
+
 on_both! {
     a_prepared_transaction_happens_at_its_commit
     a_prepared_transaction_is_cut_where_it_is_committed
