@@ -18,6 +18,8 @@ const IGNORABLE: u16 = 0x80;
 
 /// Numbers of the events' types.
 pub mod kind {
+    /// No event of a server: how many raw rows were left out where a transaction was held.
+    pub const PASSED: u8 = 0;
     pub const QUERY: u8 = 2;
     pub const STOP: u8 = 3;
     pub const ROTATE: u8 = 4;
@@ -56,6 +58,17 @@ pub mod kind {
     pub const DELETE_ROWS_COMPRESSED_V1: u8 = 168;
     pub const WRITE_ROWS_COMPRESSED: u8 = 169;
     pub const DELETE_ROWS_COMPRESSED: u8 = 171;
+
+    /// Whether it has rows of a table.
+    pub const fn is_rows(kind: u8) -> bool {
+        matches!(
+            kind,
+            WRITE_ROWS_V1..=DELETE_ROWS_V1
+                | WRITE_ROWS..=DELETE_ROWS
+                | PARTIAL_UPDATE_ROWS
+                | WRITE_ROWS_COMPRESSED_V1..=DELETE_ROWS_COMPRESSED
+        )
+    }
 }
 
 /// The head of an event.
@@ -76,6 +89,22 @@ impl Header {
     /// Whether whoever does not know the event may skip it.
     pub fn is_ignorable(&self) -> bool {
         self.flags & IGNORABLE != 0
+    }
+
+    /// The same head for an event of another kind.
+    pub fn of(&self, kind: u8) -> Self {
+        Self { kind, ..*self }
+    }
+
+    /// Appends the event as it stands in a compressed transaction: without a checksum and without a place.
+    pub fn write(&self, body: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.time.to_le_bytes());
+        out.push(self.kind);
+        out.extend_from_slice(&self.server_id.to_le_bytes());
+        out.extend_from_slice(&((HEAD + body.len()) as u32).to_le_bytes());
+        out.extend_from_slice(&0_u32.to_le_bytes());
+        out.extend_from_slice(&self.flags.to_le_bytes());
+        out.extend_from_slice(body);
     }
 }
 
@@ -231,16 +260,24 @@ pub fn mysql_gtid(body: &[u8]) -> Result<Begin, Torn> {
     if number == 0 || number > i64::MAX as u64 {
         return Err(Torn);
     }
-    // The logical clocks of parallel replication, then since 8.0 the time of the commit.
-    let commit_time_us = match cursor.u8() {
-        Ok(2) => {
-            cursor.take(16)?;
-            cursor.uint(7).ok().map(|time| (time & !(1 << 55)) as i64)
-        }
-        _ => None,
-    };
+    let commit_time_us = clocks(&mut cursor);
     let gtid = Gtid::Mysql(MysqlGtid { server, number });
     Ok(Begin { gtid, commit_time_us, standalone: None, is_prepared_xa: false })
+}
+
+/// The time of the commit in a GTID of MySQL, or in what stands in its place where there is none.
+pub fn commit_time(body: &[u8]) -> Result<Option<i64>, Torn> {
+    let mut cursor = Cursor::new(body);
+    cursor.take(1 + 16 + 8)?;
+    Ok(clocks(&mut cursor))
+}
+
+/// The logical clocks of parallel replication, then since 8.0 the time of the commit.
+fn clocks(cursor: &mut Cursor<'_>) -> Option<i64> {
+    if cursor.u8() != Ok(2) || cursor.take(16).is_err() {
+        return None;
+    }
+    cursor.uint(7).ok().map(|time| (time & !(1 << 55)) as i64)
 }
 
 /// A GTID of MariaDB, which is also the BEGIN of its transaction.
@@ -314,7 +351,7 @@ mod tests {
             for checksum in [Checksum::Unknown, Checksum::Off, Checksum::Crc32] {
                 if let Ok((header, body)) = split(&bytes, checksum) {
                     let _ = (Format::parse(body), rotate(body), Query::parse(body).is_ok(), mysql_gtid(body));
-                    let _ = (maria_gtid(&header, body), is_one_phase(body));
+                    let _ = (maria_gtid(&header, body), is_one_phase(body), commit_time(body));
                 }
             }
         }

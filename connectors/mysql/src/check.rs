@@ -21,7 +21,14 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
     security(connection, settings, &mut found);
     let faults = inspect::faults(connection, settings).await?;
     if faults.is_empty() {
-        found.push(Finding::ok("the binlog holds whole rows, with their columns described, in named transactions"));
+        found.push(Finding::ok("the binlog holds whole rows, with their columns described"));
+    }
+    if !inspect::has_names(connection).await? {
+        found.push(Finding::warning(
+            Error::new(&codes::GTID_OFF, "transactions have no GTIDs, so the position is good for this very server only").hint(
+                "Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, before the first start.",
+            ),
+        ));
     }
     found.extend(faults.into_iter().map(Finding::error));
     grants(connection, settings, &mut found).await?;

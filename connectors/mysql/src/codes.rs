@@ -27,7 +27,7 @@ headwater_connector::codes! { "codes";
     COLUMN_TYPE = "HW3023", Environment, "a column has a type that cannot be read";
     LAYOUT = "HW3024", Environment, "the catalogue does not fit the binlog";
     TOO_LARGE = "HW3025", Environment, "an event is larger than is allowed";
-    XA = "HW3026", Environment, "rows were changed in a prepared transaction";
+    XA = "HW3026", Environment, "rows of a prepared transaction cannot be held";
     INCIDENT = "HW3027", Lost, "the server lost binlog";
     CHECKSUM = "HW3028", Retry, "an event was damaged";
     ZERO_DATE = "HW3029", Data, "a date is no date of the calendar";
@@ -42,4 +42,5 @@ headwater_connector::codes! { "codes";
     ROLLED_BACK = "HW3038", Environment, "the binlog holds a transaction that was partly rolled back";
     CONDITION_REFUSED = "HW3039", Config, "the server refuses the condition of a backfill";
     BACKFILL_WAITS = "HW3040", Retry, "a chunk of a table cannot be read now";
+    GTID_SWITCHED = "HW3041", Environment, "the server's GTID mode was switched";
 }

@@ -20,7 +20,8 @@ use crate::{
     position::{Mark, Place},
     reader::{self, Current, MysqlReader, Streamed},
     relation,
-    source::MysqlSource,
+    source::{MysqlSource, Opening},
+    stops,
     stream::Stream,
     trail::Trail,
 };
@@ -84,6 +85,14 @@ impl MysqlConnector {
         connection.simple(REGISTER_REPLICA, &body).await?;
         let id = settings.server_id.to_le_bytes();
         let (command, body) = match connection.flavour {
+            Flavour::Mysql if place.is_of_files() => {
+                let at = u32::try_from(place.spot.at).map_err(|_| stops::too_far(&place.spot))?;
+                let mut body = at.to_le_bytes().to_vec();
+                body.extend_from_slice(&[0, 0]);
+                body.extend_from_slice(&id);
+                body.extend_from_slice(place.spot.file.as_bytes());
+                (DUMP, body)
+            }
             Flavour::Mysql => {
                 let set = place.set.encode();
                 let mut body = vec![0, 0];
@@ -96,7 +105,7 @@ impl MysqlConnector {
                 (DUMP_GTID, body)
             }
             Flavour::Mariadb => {
-                let state = literal(&place.set.to_string());
+                let state = literal(&place.from.as_ref().unwrap_or(&place.set).to_string());
                 connection
                     .query(&format!(
                         "SET @mariadb_slave_capability = 4, @slave_connect_state = {state}, @slave_gtid_strict_mode = 1, \
@@ -195,9 +204,10 @@ impl SourceConnector for MysqlConnector {
     async fn create(&self, _: &Intent, _: bool) -> Result<Start> {
         let (mut connection, identity) = self.session().await?;
         self.require_ready(&mut connection).await?;
-        let (set, spot) = inspect::end(&mut connection).await?;
+        let (set, spot) = inspect::begin(&mut connection).await?;
         connection.close().await;
-        Ok(Start { identity, position: Place { set, partial: None, spot }.to_position() })
+        let place = Place { set, from: None, partial: None, spot };
+        Ok(Start { identity: inspect::bind(identity, &place), position: place.to_position() })
     }
 
     async fn survey(&self, identity: Option<&Identity>, position: Option<&Position>) -> Result<Survey> {
@@ -209,8 +219,12 @@ impl SourceConnector for MysqlConnector {
             ("binlog", format!("{}:{}", spot.file, spot.at)),
         ];
         let rebind = match (identity, position) {
-            (Some(identity), Some(position)) => match inspect::require_same(identity, &found) {
-                Ok(()) => inspect::require_history(&mut connection, &Place::from_position(position)?).await.map(|()| found),
+            (Some(identity), Some(position)) => match inspect::may_accept(identity, &found) {
+                Ok(()) => {
+                    let place = Place::from_position(position)?;
+                    let history = inspect::require_history(&mut connection, &place).await;
+                    history.map(|()| inspect::accept(inspect::bind(found, &place), &place))
+                }
                 Err(error) => Err(error),
             },
             _ => Err(Error::new(&codes::NOTHING_TO_REBIND, "there is no position to keep")
@@ -244,9 +258,16 @@ impl SourceConnector for MysqlConnector {
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
         let place = Place::from_position(position)?;
-        let (mut connection, found) = self.session().await?;
+        let (mut connection, server) = self.session().await?;
+        let mut found = inspect::bind(server.clone(), &place);
         inspect::require_same(identity, &found)?;
         inspect::require_history(&mut connection, &place).await?;
+        let is_bound = inspect::is_bound(identity, &place);
+        if is_bound {
+            inspect::require_recorded(&mut connection, &place).await?;
+        } else {
+            found = inspect::accept(found, &place);
+        }
         let flavour = connection.flavour;
         // Everything that is published was in the binlog before this. On MariaDB, what is not in the binlog yet is not in the set either.
         let (set, spot) = inspect::end(&mut connection).await?;
@@ -254,8 +275,9 @@ impl SourceConnector for MysqlConnector {
         let stood = if is_at_end { spot.mark() } else { Mark::default() };
         let stream = self.dump(connection, &place).await?;
         let trail = Arc::new(Trail::new(spot.mark()));
-        let streamed = Streamed { settings: Arc::clone(&self.settings), identity: found, trail };
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(streamed.clone());
-        Ok(Box::new(MysqlSource::new(&streamed, flavour, stream, place, stood)))
+        let streamed = Streamed { server, has_names: !place.is_of_files(), trail: Arc::clone(&trail) };
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(streamed);
+        let opening = Opening { identity: found, is_bound, place, stood, trail };
+        Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, stream, opening)))
     }
 }

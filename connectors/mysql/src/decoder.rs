@@ -1,15 +1,18 @@
 //! From events to a batch: the state between two events, and no IO.
 
-use std::sync::Arc;
+mod prepared;
+
+use std::{borrow::Cow, sync::Arc};
 
 use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, fault};
 
+use self::prepared::Prepared;
 use crate::{
     binlog::{self, Bad, Begin, Checksum, Format, Header, Query, kind},
     codes,
     config::{OnTruncate, Settings},
     error::torn,
-    gtid::{Gtid, GtidSet},
+    gtid::{FilePlace, Gtid, GtidSet},
     payload,
     position::{Mark as At, Partial, Place, Spot},
     relation::{Table, Tables},
@@ -20,9 +23,6 @@ use crate::{
     trail::Trail,
     wire::{Cursor, Torn},
 };
-
-/// A transaction that may turn out to be prepared only is held, and not beyond this.
-const MAX_HELD: usize = 64 << 20;
 
 /// What an event meant for the caller's loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ struct Open {
     is_bracketed: Option<bool>,
     /// It was begun with XA START, or is prepared only.
     is_xa: bool,
+    /// It is published, and was sent again for what was prepared before it.
+    is_again: bool,
     /// Ordinal of the next raw row (invariant 4: counted before any filter).
     ordinal: u64,
     /// Raw rows that were published before a restart.
@@ -72,25 +74,27 @@ pub struct Decoder {
     set: GtidSet,
     resume: Option<Partial>,
     open: Option<Open>,
+    prepared: Prepared,
     /// The last transaction that had changes for us.
     last_change: Option<Gtid>,
     spot: Spot,
+    /// Whether the position's file must be this server's own.
+    is_bound: bool,
     /// The file that is read, and where the next event begins in it; the server says so first of all.
     reading: Spot,
-    /// Where the event that was taken last begins in its file.
-    began: u64,
+    /// Where the event that was taken last begins in it.
+    begins_at: u64,
     /// A place before which everything is published, as far as that is known without reading.
     stood: At,
     /// Where readers of rows learn what was passed; MariaDB only.
     trail: Option<Arc<Trail>>,
     id: String,
-    unpacked: Vec<u8>,
     limits: Limits,
 }
 
 impl Decoder {
-    /// Continues behind `place`.
-    pub fn new(place: Place, settings: Arc<Settings>) -> Self {
+    /// Continues behind `place`; `is_bound` is whether its file must be this server's own.
+    pub fn new(place: Place, is_bound: bool, settings: Arc<Settings>) -> Self {
         Self {
             tables: Tables::default(),
             settings,
@@ -98,14 +102,16 @@ impl Decoder {
             set: place.set,
             resume: place.partial,
             open: None,
+            prepared: Prepared::new(place.from),
             last_change: None,
+            // The server says at once where it reads. Until then no place of another server may pass for one of this.
             reading: Spot::default(),
-            began: 0,
+            begins_at: 0,
             stood: At::default(),
             trail: None,
             spot: place.spot,
+            is_bound,
             id: String::new(),
-            unpacked: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -120,9 +126,13 @@ impl Decoder {
         self.is_between() && (self.reading.mark() >= at || self.stood >= at)
     }
 
-    /// Every complete transaction.
-    pub fn set(&self) -> &GtidSet {
-        &self.set
+    /// Every transaction that came whole, and what is prepared.
+    pub fn seen(&self) -> Cow<'_, GtidSet> {
+        let mut seen = Cow::Borrowed(&self.set);
+        for gtid in self.prepared.names().filter(|gtid| !self.set.contains(*gtid)) {
+            seen.to_mut().insert(gtid);
+        }
+        seen
     }
 
     /// The last transaction that had changes for us, since this was opened.
@@ -132,13 +142,15 @@ impl Decoder {
 
     /// Where a batch that ends here stands.
     pub fn place(&self) -> Place {
-        let partial = self.open.as_ref().filter(|open| open.ordinal > 0 || open.skip > 0).map(|open| Partial {
+        let cut = self.open.as_ref().filter(|open| !open.is_again && (open.ordinal > 0 || open.skip > 0));
+        let partial = cut.map(|open| Partial {
             gtid: open.gtid,
             // Rows before the resume point are published whether they were passed again yet or not.
             done: open.ordinal.max(open.skip),
         });
         // A partial position that was not reached again yet stays as it is.
-        Place { set: self.set.clone(), partial: partial.or(self.resume), spot: self.spot.clone() }
+        let (set, from) = (self.set.clone(), self.prepared.resume_from());
+        Place { set, from, partial: partial.or(self.resume), spot: self.spot.clone() }
     }
 
     /// Bytes of binlog behind the last complete transaction, as far as they are in one file.
@@ -164,13 +176,11 @@ impl Decoder {
         }
     }
 
-    /// Whether the open transaction alone has as much as a batch may. One that may be prepared only is not cut.
+    /// Whether the open transaction alone has as much as a batch may.
     pub fn has_outgrown(&self, batch: &Batch) -> bool {
         let Limits { max_bytes, max_changes, .. } = self.limits;
         self.open.as_ref().is_some_and(|open| {
-            let is_large =
-                batch.size_bytes() - open.mark_bytes >= max_bytes || batch.changes().len() - open.mark_changes >= max_changes;
-            is_large && !open.is_xa
+            batch.size_bytes() - open.mark_bytes >= max_bytes || batch.changes().len() - open.mark_changes >= max_changes
         })
     }
 
@@ -190,10 +200,16 @@ impl Decoder {
             Bad::Checksum => stops::checksum(&self.reading),
         })?;
         if header.next > 0 {
-            self.reading.at = header.next.into();
-            self.began = self.reading.at.saturating_sub(event.len() as u64);
+            // The number has 32 bits, which the last transaction of a file can outgrow.
+            self.reading.at += u64::from(header.next.wrapping_sub(self.reading.at as u32));
+            self.begins_at = self.reading.at.saturating_sub(event.len() as u64);
         }
-        self.event(&header, body, batch)
+        let event = self.event(&header, body, batch)?;
+        if self.open.is_none() && self.is_of_files() {
+            self.set.advance(&self.reading.file, self.reading.at);
+            self.spot.clone_from(&self.reading);
+        }
+        Ok(event)
     }
 
     /// The body of an event that was just taken.
@@ -213,18 +229,19 @@ impl Decoder {
 
     #[inline]
     fn event(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
+        if let Some(held) = self.hold(header, body)? {
+            return Ok(held);
+        }
         match header.kind {
             kind::TABLE_MAP => self.table(body),
-            kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1
-            | kind::WRITE_ROWS..=kind::DELETE_ROWS
-            | kind::WRITE_ROWS_COMPRESSED_V1..=kind::DELETE_ROWS_COMPRESSED => self.rows(header.kind, body, batch),
-            kind::XID => self.end(),
+            rows if kind::is_rows(rows) => self.rows(rows, body, batch),
+            kind::PASSED if self.prepared.is_replayed() => self.passed_rows(body),
+            kind::XID => self.commit(header, body),
+            kind::GTID | kind::ANONYMOUS_GTID if self.is_of_files() => self.begin_in_file(header, body, batch),
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
             kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),
-            kind::QUERY => self.query(Query::parse(body).map_err(|Torn| torn("a statement"))?, batch),
-            kind::QUERY_COMPRESSED => self.compressed_query(body, batch),
-            kind::XA_PREPARE => self.prepare(body),
-            kind::PARTIAL_UPDATE_ROWS => self.partial_update(body),
+            kind::QUERY | kind::QUERY_COMPRESSED => self.query(header, body, batch),
+            kind::XA_PREPARE => self.prepare(header, body),
             kind::TRANSACTION_PAYLOAD => {
                 let events = payload::transaction(body, self.settings.max_event_bytes);
                 events.map(Event::Unpacked).map_err(|bad| stops::packed(bad, self.settings.max_event_bytes))
@@ -232,17 +249,27 @@ impl Decoder {
             kind::FORMAT_DESCRIPTION => {
                 self.checksum = Format::parse(body).map_err(|Torn| torn("a format description"))?.checksum;
                 self.tables.forget_ids();
-                Ok(Event::Nothing)
+                self.begin_file(header.time)
             }
             kind::ROTATE => {
                 let (file, at) = binlog::rotate(body).map_err(|Torn| torn("a rotation"))?;
-                self.reading = Spot { file: file.to_owned(), at };
+                self.reading = Spot::new(file, at);
                 self.tables.forget_ids();
                 Ok(Event::Nothing)
             }
             kind::HEARTBEAT | kind::HEARTBEAT_V2 => Ok(Event::Idle),
             _ => self.other(header),
         }
+    }
+
+    /// A file of the same name that was begun at another time is one of another server, or of a history that was thrown away.
+    fn begin_file(&mut self, born: u32) -> Result<Event> {
+        let Spot { file, born: recorded, .. } = &self.spot;
+        if self.is_bound && *recorded > 0 && *file == self.reading.file && *recorded != born {
+            return Err(stops::other_server(&self.spot));
+        }
+        self.reading.born = born;
+        Ok(Event::Nothing)
     }
 
     fn other(&self, header: &Header) -> Result<Event> {
@@ -268,30 +295,50 @@ impl Decoder {
         }
     }
 
+    fn is_of_files(&self) -> bool {
+        matches!(self.set, GtidSet::Places(_))
+    }
+
+    /// Named or not, the transaction is known by the place where it begins: a mode that is switched on the way changes nothing.
+    fn begin_in_file(&mut self, header: &Header, body: &[u8], batch: &Batch) -> Result<Event> {
+        let place = FilePlace::new(&self.reading.file, self.begins_at).ok_or_else(|| torn("the name of a file"))?;
+        let time = binlog::commit_time(body).map_err(|Torn| torn("the begin of a transaction"))?;
+        let begin = Begin { gtid: Gtid::Place(place), commit_time_us: time, standalone: None, is_prepared_xa: false };
+        self.begin(header, Ok(begin), batch)
+    }
+
     fn begin(&mut self, header: &Header, begin: Result<Begin, Torn>, batch: &Batch) -> Result<Event> {
         let begin = begin.map_err(|Torn| torn("the begin of a transaction"))?;
         if self.open.is_some() {
             return Err(torn("a transaction"));
         }
+        self.prepared.begin();
+        let is_published = self.set.contains(begin.gtid);
+        let is_again = is_published && self.prepared.is_again();
+        if !is_published {
+            self.prepared.passed_again();
+        }
         // Start rule 1.5(6): what was published must not come again.
-        if self.set.contains(begin.gtid) && !fault::variant("resume-where-the-slot-stands") {
+        if is_published && !is_again && !fault::variant("resume-where-the-slot-stands") {
             return Err(Error::new(&codes::STREAM_BEHIND, "the server sent a transaction that is published")
                 .at("transaction", begin.gtid)
                 .hint("See `headwater explain HW3016`."));
         }
         if let (Some(trail), Gtid::Maria(gtid)) = (&self.trail, begin.gtid) {
-            trail.begin(gtid, At { at: self.began, ..self.reading.mark() });
+            trail.begin(gtid, At { at: self.begins_at, ..self.reading.mark() });
         }
-        let skip = match self.resume.take() {
+        // Before the transaction that was cut only those come that were prepared, and they show it at their end.
+        let skip = match self.resume.take_if(|partial| partial.gtid == begin.gtid) {
+            Some(partial) => partial.done,
+            None if is_again => u64::MAX,
             None => 0,
-            Some(partial) if partial.gtid == begin.gtid => partial.done,
-            Some(partial) => return Err(stops::mismatch(partial, &begin.gtid.to_string())),
         };
         self.open = Some(Open {
             gtid: begin.gtid,
             commit_time_us: begin.commit_time_us.unwrap_or(i64::from(header.time) * 1_000_000),
             is_bracketed: begin.standalone.map(|standalone| !standalone),
             is_xa: begin.is_prepared_xa,
+            is_again,
             ordinal: 0,
             skip,
             mark: batch.mark(),
@@ -302,14 +349,29 @@ impl Decoder {
         Ok(Event::Nothing)
     }
 
+    /// Where a transaction was cut, its rest comes first.
+    fn require_expected(&self) -> Result<()> {
+        match (self.resume, &self.open) {
+            (Some(partial), Some(open)) if !open.is_again => Err(stops::mismatch(partial, &open.gtid.to_string())),
+            _ => Ok(()),
+        }
+    }
+
     /// The open transaction is complete.
     fn end(&mut self) -> Result<Event> {
+        self.require_expected()?;
         let Some(open) = self.open.take() else { return Err(torn("the end of a transaction")) };
+        self.finish_prepared();
+        if open.is_again {
+            self.prepared.came_again(open.gtid);
+            return Ok(Event::Nothing);
+        }
         if open.ordinal < open.skip {
             let partial = Partial { gtid: open.gtid, done: open.skip };
             return Err(stops::mismatch(partial, &format!("it with only {} rows", open.ordinal)));
         }
         self.set.insert(open.gtid);
+        self.set.advance(&self.reading.file, self.reading.at);
         self.spot.clone_from(&self.reading);
         if open.announced || open.skip > 0 {
             self.last_change = Some(open.gtid);
@@ -317,35 +379,33 @@ impl Decoder {
         Ok(Event::Boundary)
     }
 
-    fn prepare(&mut self, body: &[u8]) -> Result<Event> {
-        let is_one_phase = binlog::is_one_phase(body).map_err(|Torn| torn("a prepared transaction"))?;
-        if !is_one_phase && self.is_torn() {
-            return Err(stops::prepared(&self.open_id()));
-        }
-        self.end()
-    }
-
-    fn compressed_query(&mut self, body: &[u8], batch: &mut Batch) -> Result<Event> {
+    fn query(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let query = Query::parse(body).map_err(|Torn| torn("a statement"))?;
+        if header.kind == kind::QUERY {
+            return self.statement(query, header, body, batch);
+        }
         let limit = self.settings.max_event_bytes;
         let text = payload::maria(query.text, limit).map_err(|bad| stops::packed(bad, limit))?;
-        self.query(Query { database: query.database, text: &text }, batch)
+        self.statement(Query { database: query.database, text: &text }, header, body, batch)
     }
 
-    fn query(&mut self, query: Query<'_>, batch: &mut Batch) -> Result<Event> {
+    fn statement(&mut self, query: Query<'_>, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let head = statement::head(&query);
         let reading = self.reading.clone();
+        let has_held = self.prepared.has_rows();
         let Some(open) = &mut self.open else { return Err(torn("a statement outside of transactions")) };
-        let has_changes = open.announced || open.skip > 0;
+        let has_changes = open.announced || open.skip > 0 && !open.is_again || has_held;
         match head {
             Head::Begin | Head::XaStart => {
                 open.is_bracketed = Some(true);
                 open.is_xa |= head == Head::XaStart;
                 Ok(Event::Nothing)
             }
-            Head::Commit => self.end(),
+            Head::Commit => self.commit(header, body),
+            Head::XaCommit(xid) => self.commit_prepared(&xid, header, body),
+            Head::XaRollback(xid) => self.roll_back_prepared(&xid),
             Head::Rollback | Head::RollbackTo if has_changes => Err(stops::rolled_back(&self.open_id())),
-            Head::Rollback | Head::XaDone => self.end(),
+            Head::Rollback => self.end(),
             Head::RollbackTo | Head::Savepoint | Head::XaEnd => Ok(Event::Nothing),
             Head::Truncate(name) => self.truncate(&name, batch),
             Head::Rows(name) => match name {
@@ -405,6 +465,7 @@ impl Decoder {
     /// Counts a raw row. Its ordinal, or none if it was published before the restart.
     #[inline]
     fn count(&mut self) -> Result<Option<u64>> {
+        self.require_expected()?;
         let Some(open) = &mut self.open else { return Err(torn("a row outside of transactions")) };
         let ordinal = open.ordinal;
         open.ordinal += 1;
@@ -429,15 +490,14 @@ impl Decoder {
     fn rows(&mut self, event: u8, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
         let Some(rows) = rows else { return Ok(Event::Nothing) };
-        if !rows.is_compressed {
-            return self.each_row(&rows, rows.data, batch);
-        }
+        let unpacked = self.unpack(&rows)?;
+        self.each_row(&rows, unpacked.as_deref().unwrap_or(rows.data), batch)
+    }
+
+    fn unpack(&self, rows: &Rows<'_>) -> Result<Option<Vec<u8>>> {
         let limit = self.settings.max_event_bytes;
-        self.unpacked = payload::maria(rows.data, limit).map_err(|bad| stops::packed(bad, limit))?;
-        let unpacked = std::mem::take(&mut self.unpacked);
-        let done = self.each_row(&rows, &unpacked, batch);
-        self.unpacked = unpacked;
-        done
+        let unpacked = rows.is_compressed.then(|| payload::maria(rows.data, limit)).transpose();
+        unpacked.map_err(|bad| stops::packed(bad, limit))
     }
 
     fn each_row(&mut self, rows: &Rows<'_>, data: &[u8], batch: &mut Batch) -> Result<Event> {
@@ -471,28 +531,12 @@ impl Decoder {
                 Some(ordinal) => {
                     self.announce(batch);
                     let settings = &self.settings;
-                    if let Err(fault) = push_change(batch, self.tables.get(at), rows.action, ordinal, settings, &mut cursor) {
+                    if let Err(fault) = push_change(batch, self.tables.get(at), rows, ordinal, settings, &mut cursor) {
                         return Err(self.bad_row(at, fault));
                     }
                 }
             }
         }
-        if let Some(open) = self.open.as_ref().filter(|open| open.is_xa)
-            && batch.size_bytes() - open.mark_bytes > MAX_HELD
-        {
-            return Err(stops::prepared(&self.open_id()));
-        }
-        Ok(Event::Row)
-    }
-
-    /// Differences of documents instead of rows. Of a table that nobody selected they count as one row, as they will the next time.
-    fn partial_update(&mut self, body: &[u8]) -> Result<Event> {
-        let id = table_map::id(body).map_err(|Torn| torn("the head of rows"))?;
-        let at = self.tables.find(id).ok_or_else(|| torn("rows of a table that was not described"))?;
-        if self.tables.get(at).shape.is_some() {
-            return Err(stops::unknown(kind::PARTIAL_UPDATE_ROWS, &self.reading));
-        }
-        self.count()?;
         Ok(Event::Row)
     }
 
@@ -518,7 +562,7 @@ pub fn fields(map: &TableMap<'_>) -> Vec<(u8, u16)> {
 fn push_change(
     batch: &mut Batch,
     table: &Table,
-    action: Action,
+    rows: &Rows<'_>,
     ordinal: u64,
     settings: &Settings,
     cursor: &mut Cursor<'_>,
@@ -526,12 +570,16 @@ fn push_change(
     let Some(shape) = &table.shape else { return Ok(()) };
     let index = batch.schema_index(&shape.schema);
     let zero = settings.zero_dates;
+    let whole = *cursor;
     let first = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
-    match action {
+    match rows.action {
         Action::Insert => batch.push_change(Op::Insert, index, ordinal, Before::None, Some(first)),
         Action::Delete => batch.push_change(Op::Delete, index, ordinal, Before::Full(first), None),
         Action::Update => {
-            let after = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
+            let after = match rows.is_partial {
+                false => rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?,
+                true => rows::push_partial(batch, &table.fields, &shape.codecs, zero, whole, cursor)?,
+            };
             batch.push_change(Op::Update, index, ordinal, Before::Full(first), Some(after));
         }
     }

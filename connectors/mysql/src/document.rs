@@ -11,24 +11,32 @@ use crate::{
 };
 
 /// The server nests no deeper.
-const MAX_DEPTH: u32 = 100;
+pub const MAX_DEPTH: u32 = 100;
 /// Text is at most so many times as long as the bytes: what is made up can point at the same bytes again and again.
 const MAX_GROWTH: usize = 16;
 
 /// Appends a document.
 pub fn push(out: &mut Vec<u8>, raw: &[u8]) -> Result<(), Torn> {
-    let limit = out.len() + 1024 + raw.len().saturating_mul(MAX_GROWTH);
     let (kind, rest) = raw.split_first().ok_or(Torn)?;
-    Writer { out, limit }.value(*kind, rest, 0)
+    Writer::new(out, raw.len()).value(*kind, rest, 0)
 }
 
-struct Writer<'a> {
-    out: &'a mut Vec<u8>,
+/// Writes values as text, and not beyond what so many bytes can mean.
+pub struct Writer<'a> {
+    /// What was written
+    pub out: &'a mut Vec<u8>,
     limit: usize,
 }
 
-impl Writer<'_> {
-    fn value(&mut self, kind: u8, raw: &[u8], depth: u32) -> Result<(), Torn> {
+impl<'a> Writer<'a> {
+    /// Appends to `out` what comes from `len` bytes.
+    pub fn new(out: &'a mut Vec<u8>, len: usize) -> Self {
+        let limit = out.len() + 1024 + len.saturating_mul(MAX_GROWTH);
+        Self { out, limit }
+    }
+
+    /// Appends the value of a kind at `depth`.
+    pub fn value(&mut self, kind: u8, raw: &[u8], depth: u32) -> Result<(), Torn> {
         if depth > MAX_DEPTH || self.out.len() > self.limit {
             return Err(Torn);
         }
@@ -78,34 +86,19 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// An object or an array: counts, then where keys and values are, then those that have no room there.
     fn container(&mut self, raw: &[u8], is_large: bool, is_object: bool, depth: u32) -> Result<(), Torn> {
-        let width = if is_large { 4 } else { 2 };
-        let mut cursor = Cursor::new(raw);
-        let (count, size) = (cursor.uint(width)? as usize, cursor.uint(width)? as usize);
-        let raw = raw.get(..size).ok_or(Torn)?;
-        let mut keys = Cursor::new(cursor.take(if is_object { count.checked_mul(width + 2).ok_or(Torn)? } else { 0 })?);
-        let mut values = Cursor::new(cursor.take(count.checked_mul(width + 1).ok_or(Torn)?)?);
         self.out.push(if is_object { b'{' } else { b'[' });
-        for at in 0..count {
-            if at > 0 {
+        let mut is_first = true;
+        entries(raw, is_large, is_object, |name, kind, raw| {
+            if !std::mem::take(&mut is_first) {
                 self.out.push(b',');
             }
-            if is_object {
-                let (offset, len) = (keys.uint(width)? as usize, usize::from(keys.u16()?));
-                let key = raw.get(offset..).and_then(|rest| rest.get(..len)).ok_or(Torn)?;
-                json::push_string(self.out, std::str::from_utf8(key).map_err(|_| Torn)?);
+            if let Some(name) = name {
+                json::push_string(self.out, std::str::from_utf8(name).map_err(|_| Torn)?);
                 self.out.push(b':');
             }
-            let (kind, inlined) = (values.u8()?, values.take(width)?);
-            let is_inlined = matches!(kind, 4..=6) || is_large && matches!(kind, 7 | 8);
-            if is_inlined {
-                self.value(kind, inlined, depth + 1)?;
-            } else {
-                let offset = Cursor::new(inlined).uint(width)? as usize;
-                self.value(kind, raw.get(offset..).ok_or(Torn)?, depth + 1)?;
-            }
-        }
+            self.value(kind, raw, depth + 1)
+        })?;
         self.out.push(if is_object { b'}' } else { b']' });
         Ok(())
     }
@@ -146,6 +139,37 @@ impl Writer<'_> {
         json::push_string(self.out, std::str::from_utf8(&text).map_err(|_| Torn)?);
         Ok(())
     }
+}
+
+/// Calls `each` with every entry of an object or an array: its name (none in an array), kind and bytes. First come the counts, then
+/// where names and values are, then those that have no room there.
+pub fn entries<'a>(
+    raw: &'a [u8],
+    is_large: bool,
+    is_object: bool,
+    mut each: impl FnMut(Option<&'a [u8]>, u8, &'a [u8]) -> Result<(), Torn>,
+) -> Result<(), Torn> {
+    let width = if is_large { 4 } else { 2 };
+    let mut cursor = Cursor::new(raw);
+    let (count, size) = (cursor.uint(width)? as usize, cursor.uint(width)? as usize);
+    let raw = raw.get(..size).ok_or(Torn)?;
+    let mut names = Cursor::new(cursor.take(if is_object { count.checked_mul(width + 2).ok_or(Torn)? } else { 0 })?);
+    let mut values = Cursor::new(cursor.take(count.checked_mul(width + 1).ok_or(Torn)?)?);
+    for _ in 0..count {
+        let mut name = None;
+        if is_object {
+            let (offset, len) = (names.uint(width)? as usize, usize::from(names.u16()?));
+            name = Some(raw.get(offset..).and_then(|rest| rest.get(..len)).ok_or(Torn)?);
+        }
+        let (kind, inlined) = (values.u8()?, values.take(width)?);
+        if matches!(kind, 4..=6) || is_large && matches!(kind, 7 | 8) {
+            each(name, kind, inlined)?;
+        } else {
+            let offset = Cursor::new(inlined).uint(width)? as usize;
+            each(name, kind, raw.get(offset..).ok_or(Torn)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Seven bits a byte, the lowest first; the highest bit says that more follow.

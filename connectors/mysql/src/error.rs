@@ -62,6 +62,10 @@ impl ServerError {
 
 /// One number stands for everything that can go wrong while the server sends its binlog; only the words tell it apart.
 fn from_dump(message: &str) -> (&'static Code, &'static str) {
+    // Also where this server's mode does not let it send what its files have.
+    if ["anonymous transaction", "GTID-transaction", "AUTO_POSITION mode"].iter().any(|part| message.contains(part)) {
+        return (&codes::GTID_SWITCHED, "Set gtid_mode in the steps that `headwater explain HW3041` shows.");
+    }
     let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
     if says(&["purged", "purge", "Could not find first log file", "too old", "missing"]) {
         (&codes::PURGED, "Restore the binlog files, or begin anew with `headwater reset`.")

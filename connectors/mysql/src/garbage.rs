@@ -50,8 +50,8 @@ impl Reader {
     fn new(flavour: Flavour) -> Self {
         let settings = settings();
         let set = if flavour == Flavour::Mysql { GtidSet::parse_mysql("") } else { GtidSet::parse_maria("") };
-        let place = Place { set: set.expect("an empty set"), partial: None, spot: Spot::default() };
-        let decoder = Decoder::new(place, Arc::clone(&settings));
+        let place = Place { set: set.expect("an empty set"), from: None, partial: None, spot: Spot::default() };
+        let decoder = Decoder::new(place, true, Arc::clone(&settings));
         Self { settings, flavour, decoder, batch: Batch::default() }
     }
 
@@ -68,17 +68,21 @@ impl Reader {
                 let body = self.decoder.body(event).to_vec();
                 self.describe(&body)
             }
-            Event::Unpacked(bytes) => {
-                let mut rest = &bytes[..];
-                while let Some(event) = payload::next_event(&mut rest).map_err(|_| torn("a compressed transaction"))? {
-                    if self.decoder.apply_unpacked(event, &mut self.batch)? == Event::Table {
-                        self.describe(event.get(19..).unwrap_or_default())?;
-                    }
-                }
-                Ok(())
-            }
+            Event::Unpacked(bytes) => self.unpacked(&bytes),
             _ => Ok(()),
         }
+    }
+
+    fn unpacked(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        while let Some(event) = payload::next_event(&mut rest).map_err(|_| torn("a compressed transaction"))? {
+            match self.decoder.apply_unpacked(event, &mut self.batch)? {
+                Event::Table => self.describe(event.get(19..).unwrap_or_default())?,
+                Event::Unpacked(bytes) => self.unpacked(&bytes)?,
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn read(&mut self, events: &[Vec<u8>]) -> Result<()> {

@@ -22,6 +22,37 @@ pub struct MariaGtid {
     pub sequence: u64,
 }
 
+/// Where a transaction begins in the binlog of one server, for transactions without a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FilePlace {
+    /// The number at the end of the file's name.
+    pub file: u64,
+    /// Byte in it
+    pub at: u64,
+}
+
+impl FilePlace {
+    /// None if the name of the file ends without a number.
+    pub fn new(file: &str, at: u64) -> Option<Self> {
+        let (_, number) = file.rsplit_once('.')?;
+        Some(Self { file: number_of(number).filter(|_| !number.is_empty())?, at })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (file, at) = text.split_once(':')?;
+        if file.is_empty() || at.is_empty() {
+            return None;
+        }
+        Some(Self { file: number_of(file)?, at: number_of(at)? })
+    }
+}
+
+impl fmt::Display for FilePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.at)
+    }
+}
+
 /// The name of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gtid {
@@ -29,6 +60,8 @@ pub enum Gtid {
     Mysql(MysqlGtid),
     /// `domain-server-sequence`
     Maria(MariaGtid),
+    /// `at-file:byte`
+    Place(FilePlace),
 }
 
 impl fmt::Display for Gtid {
@@ -36,6 +69,7 @@ impl fmt::Display for Gtid {
         match self {
             Self::Mysql(gtid) => write!(f, "{}:{}", Uuid(&gtid.server), gtid.number),
             Self::Maria(gtid) => write!(f, "{}-{}-{}", gtid.domain, gtid.server, gtid.sequence),
+            Self::Place(place) => write!(f, "at-{place}"),
         }
     }
 }
@@ -43,6 +77,9 @@ impl fmt::Display for Gtid {
 impl Gtid {
     /// Reads what [`Display`](fmt::Display) writes.
     pub fn parse(text: &str) -> Option<Self> {
+        if let Some(place) = text.strip_prefix("at-") {
+            return FilePlace::parse(place).map(Self::Place);
+        }
         if let Some((server, number)) = text.split_once(':') {
             let number = number_of(number).filter(|number| *number > 0)?;
             return Some(Self::Mysql(MysqlGtid { server: uuid(server)?, number }));
@@ -93,6 +130,8 @@ pub enum GtidSet {
     Mysql(BTreeMap<[u8; 16], Vec<(u64, u64)>>),
     /// The last of each domain stands for all before it.
     Maria(BTreeMap<u32, (u32, u64)>),
+    /// Everything that begins before this place.
+    Places(FilePlace),
 }
 
 impl GtidSet {
@@ -114,6 +153,18 @@ impl GtidSet {
         Some(Self::Mysql(sets))
     }
 
+    /// Reads a place.
+    pub fn parse_places(text: &str) -> Option<Self> {
+        FilePlace::parse(text).map(Self::Places)
+    }
+
+    /// Everything up to a place, where transactions have no names.
+    pub fn advance(&mut self, file: &str, at: u64) {
+        if let (Self::Places(end), Some(place)) = (self, FilePlace::new(file, at)) {
+            *end = place.max(*end);
+        }
+    }
+
     /// Reads MariaDB's writing.
     pub fn parse_maria(text: &str) -> Option<Self> {
         let mut domains = BTreeMap::new();
@@ -126,6 +177,9 @@ impl GtidSet {
 
     /// Adds a transaction. One of the other flavour changes nothing.
     pub fn insert(&mut self, gtid: Gtid) {
+        if self.contains(gtid) {
+            return;
+        }
         match (self, gtid) {
             (Self::Mysql(sets), Gtid::Mysql(gtid)) => {
                 insert_range(sets.entry(gtid.server).or_default(), gtid.number, gtid.number);
@@ -133,6 +187,7 @@ impl GtidSet {
             (Self::Maria(domains), Gtid::Maria(gtid)) => {
                 domains.insert(gtid.domain, (gtid.server, gtid.sequence));
             }
+            (Self::Places(end), Gtid::Place(place)) => *end = FilePlace { at: place.at + 1, ..place },
             _ => {}
         }
     }
@@ -146,6 +201,7 @@ impl GtidSet {
             (Self::Maria(domains), Gtid::Maria(gtid)) => {
                 domains.get(&gtid.domain).is_some_and(|(_, sequence)| *sequence >= gtid.sequence)
             }
+            (Self::Places(end), Gtid::Place(place)) => place < *end,
             _ => false,
         }
     }
@@ -161,6 +217,7 @@ impl GtidSet {
             (Self::Maria(domains), Self::Maria(other)) => other
                 .iter()
                 .all(|(domain, (_, sequence))| *sequence == 0 || domains.get(domain).is_some_and(|(_, ours)| ours >= sequence)),
+            (Self::Places(end), Self::Places(other)) => end >= other,
             _ => false,
         }
     }
@@ -199,6 +256,7 @@ impl fmt::Display for GtidSet {
                     write!(f, "{}{domain}-{server}-{sequence}", if at > 0 { "," } else { "" })?;
                 }
             }
+            Self::Places(end) => write!(f, "{end}")?,
         }
         Ok(())
     }
@@ -243,7 +301,7 @@ mod tests {
             assert_eq!(GtidSet::parse_mysql(text).unwrap().to_string(), text);
         }
         assert_eq!(GtidSet::parse_maria("1-2-3,0-1-10").unwrap().to_string(), "0-1-10,1-2-3");
-        for gtid in [format!("{SERVER}:7"), "0-1-10".to_owned()] {
+        for gtid in [format!("{SERVER}:7"), "0-1-10".to_owned(), "at-3:1234".to_owned()] {
             assert_eq!(Gtid::parse(&gtid).unwrap().to_string(), gtid);
         }
         for text in ["x", "3e11:1", &format!("{SERVER}:0"), &format!("{SERVER}:5-4"), &format!("{SERVER}:tag:1")] {
@@ -252,6 +310,29 @@ mod tests {
         for text in ["1-2", "1-2-3-4", "-1-2-3", "a-b-c"] {
             assert!(GtidSet::parse_maria(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_place_covers_what_begins_before_it() {
+        let mut set = GtidSet::parse_places("3:1234").unwrap();
+        let begins = |text| Gtid::parse(text).unwrap();
+        assert!(set.contains(begins("at-3:1233")) && set.contains(begins("at-2:9999")));
+        assert!(!set.contains(begins("at-3:1234")) && !set.contains(begins("at-4:4")));
+        set.advance("odd.name.000010", 4);
+        assert_eq!(set.to_string(), "10:4");
+        set.advance("binlog.000009", 400);
+        set.advance("no number", 400);
+        assert_eq!(set.to_string(), "10:4");
+        for text in ["3", ":4", "3:", "a:4"] {
+            assert!(GtidSet::parse_places(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_older_transaction_does_not_turn_a_set_back() {
+        let mut set = GtidSet::parse_maria("0-1-10").unwrap();
+        set.insert(Gtid::parse("0-1-9").unwrap());
+        assert_eq!(set.to_string(), "0-1-10");
     }
 
     #[test]

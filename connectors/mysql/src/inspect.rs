@@ -6,16 +6,17 @@ use crate::{
     catalog::cell,
     codes,
     config::Settings,
-    connection::{Connection, Flavour},
+    connection::{Connection, Flavour, literal},
     error::protocol,
-    gtid::GtidSet,
+    gtid::{FilePlace, GtidSet},
     position::{Place, Spot},
+    stops,
 };
 
 /// Who the server is.
 pub async fn identity(connection: &mut Connection) -> Result<Identity> {
     let mut identity = Identity::from([("flavour", connection.flavour.name())]);
-    // MariaDB has no uuid in older versions.
+    // MariaDB has none in older versions.
     let sql = match connection.flavour {
         Flavour::Mysql => "SELECT @@server_uuid",
         Flavour::Mariadb => "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES WHERE VARIABLE_NAME = 'SERVER_UID'",
@@ -29,8 +30,13 @@ pub async fn identity(connection: &mut Connection) -> Result<Identity> {
     Ok(identity)
 }
 
-/// Refuses another flavour: its positions mean something else. Another server of the same flavour is judged by its transactions.
-pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
+/// There if positions are places in files.
+const FILES: &str = "files";
+/// Where an operator accepted a server: the place of the position then.
+const ACCEPTED: &str = "accepted";
+
+/// Refuses another flavour: its positions mean something else.
+pub fn require_flavour(stored: &Identity, found: &Identity) -> Result<()> {
     match (stored.get("flavour"), found.get("flavour")) {
         (Some(stored), Some(found)) if stored != found => {
             Err(Error::new(&codes::OTHER_SOURCE, format!("the checkpoint is of a {stored} server, and a {found} server answers"))
@@ -38,6 +44,97 @@ pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses another flavour, and another server where it says who it is and its transactions do not: the names of MySQL's have the
+/// server in them, if they have names, and those of two MariaDB servers can be alike by chance.
+pub fn require_same(stored: &Identity, found: &Identity) -> Result<()> {
+    require_flavour(stored, found)?;
+    if stored.get(FILES).is_none() && found.get("flavour") != Some(Flavour::Mariadb.name()) {
+        return Ok(());
+    }
+    match (stored.get("server_uuid"), found.get("server_uuid")) {
+        (Some(stored), Some(now)) if stored != now => {
+            Err(Error::new(&codes::OTHER_SOURCE, "the server is not the one of the checkpoint")
+                .at("checkpoint", stored)
+                .at("server", now)
+                .hint(
+                    "Set `url` back; if it is a MariaDB that took the place of the other, run `headwater reset` with --rebind.",
+                ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What an operator may accept: another MariaDB, but for places in files no other server.
+pub fn may_accept(stored: &Identity, found: &Identity) -> Result<()> {
+    if stored.get(FILES).is_some() { require_same(stored, found) } else { require_flavour(stored, found) }
+}
+
+/// Notes that a position is a place in the files of this very server.
+pub fn bind(mut found: Identity, place: &Place) -> Identity {
+    if place.is_of_files() {
+        found.0.insert(FILES.to_owned(), "only".to_owned());
+    }
+    found
+}
+
+/// The identity of a server that an operator accepts for a position, whoever wrote it.
+pub fn accept(mut found: Identity, place: &Place) -> Identity {
+    if matches!(place.set, GtidSet::Maria(_)) {
+        found.0.insert(ACCEPTED.to_owned(), format!("{}:{}", place.spot.file, place.spot.at));
+    }
+    found
+}
+
+/// Whether the place of the position must be this server's own: on MariaDB, unless an operator said otherwise of this very place.
+pub fn is_bound(stored: &Identity, place: &Place) -> bool {
+    let is_maria = matches!(place.set, GtidSet::Maria(_));
+    is_maria && stored.get(ACCEPTED) != Some(format!("{}:{}", place.spot.file, place.spot.at).as_str())
+}
+
+/// Looks the last published transactions up where they were read, as long as that file exists. It reads the file up to there, so this
+/// is for the start only.
+pub async fn require_recorded(connection: &mut Connection, place: &Place) -> Result<()> {
+    let files = connection.query("SHOW BINARY LOGS").await?;
+    if !files.iter().any(|row| cell(row, 0) == place.spot.file) {
+        return Ok(());
+    }
+    match recorded(connection, &place.spot).await? {
+        Some(set) if set == place.set => Ok(()),
+        _ => Err(stops::other_server(&place.spot)),
+    }
+}
+
+/// What a MariaDB server has up to a place of its binlog; none if there is no such place.
+async fn recorded(connection: &mut Connection, spot: &Spot) -> Result<Option<GtidSet>> {
+    let text = connection.value(&format!("SELECT BINLOG_GTID_POS({}, {})", literal(&spot.file), spot.at)).await?;
+    Ok(text.and_then(|text| GtidSet::parse_maria(&text)))
+}
+
+/// Whether a MySQL server names its transactions.
+pub async fn has_names(connection: &mut Connection) -> Result<bool> {
+    if connection.flavour == Flavour::Mariadb {
+        return Ok(true);
+    }
+    Ok(connection.value("SELECT @@global.gtid_mode").await?.as_deref() == Some("ON"))
+}
+
+/// The set of everything up to a place.
+pub fn up_to(spot: &Spot) -> Option<GtidSet> {
+    FilePlace::new(&spot.file, spot.at).map(GtidSet::Places)
+}
+
+/// Where a first start begins. Without names it is a place in the server's files. On MariaDB the set is that of the place, so that it is found there again.
+pub async fn begin(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
+    let (set, spot) = end(connection).await?;
+    if connection.flavour == Flavour::Mariadb {
+        return Ok((recorded(connection, &spot).await?.unwrap_or(set), spot));
+    }
+    if has_names(connection).await? {
+        return Ok((set, spot));
+    }
+    Ok((up_to(&spot).ok_or_else(|| protocol("the name of a file has no number"))?, spot))
 }
 
 /// Everything that the server has committed, and where its binlog ends; the place is not behind the transactions.
@@ -56,7 +153,7 @@ pub async fn spot(connection: &mut Connection) -> Result<Spot> {
     let is_new = connection.flavour == Flavour::Mysql && connection.version >= (8, 2);
     let rows = connection.query(if is_new { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }).await?;
     let Some(row) = rows.first() else { return Err(no_binlog()) };
-    Ok(Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(4) })
+    Ok(Spot::new(cell(row, 0), cell(row, 1).parse().unwrap_or(4)))
 }
 
 /// The set in a global variable.
@@ -80,6 +177,13 @@ fn no_binlog() -> Error {
 
 /// Whether the position can be resumed on this server (start rule 1.5(5)).
 pub async fn require_history(connection: &mut Connection, place: &Place) -> Result<()> {
+    if place.is_of_files() {
+        return require_file(connection, place).await;
+    }
+    if !has_names(connection).await? {
+        return Err(Error::new(&codes::GTID_SWITCHED, "the server gives transactions no GTIDs any more")
+            .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3041` shows."));
+    }
     let (has, _) = end(connection).await?;
     if !has.covers(&place.set) {
         return Err(Error::new(&codes::SERVER_BEHIND, "the server lacks transactions that are published")
@@ -97,6 +201,22 @@ pub async fn require_history(connection: &mut Connection, place: &Place) -> Resu
         }
     }
     Ok(())
+}
+
+/// Whether the file of a position is there, and long enough.
+async fn require_file(connection: &mut Connection, place: &Place) -> Result<()> {
+    let Spot { file, at, .. } = &place.spot;
+    let rows = connection.query("SHOW BINARY LOGS").await?;
+    let size = rows.iter().find(|row| cell(row, 0) == file).map(|row| cell(row, 1).parse().unwrap_or(0_u64));
+    let first = rows.first().and_then(|row| FilePlace::new(cell(row, 0), 0));
+    let is_gone = size.is_none() && first.is_some_and(|first| GtidSet::Places(first).covers(&place.set));
+    let (code, what) = match size {
+        Some(size) if size >= *at => return Ok(()),
+        _ if is_gone => (&codes::PURGED, "the server has deleted binlog that was not read"),
+        _ => (&codes::SERVER_BEHIND, "the server lacks transactions that are published"),
+    };
+    let error = Error::new(code, what).at("file", file).at("place", at);
+    Err(error.hint("Connect to the server that has the file, or begin anew with `headwater reset`."))
 }
 
 /// What the server must be set to, and is not. Each comes with the exact statement.
@@ -124,17 +244,6 @@ pub async fn faults(connection: &mut Connection, settings: &Settings) -> Result<
         let found = connection.value(&format!("SELECT @@global.{name}")).await?;
         expect(found, name, wanted, code);
     }
-    if connection.flavour == Flavour::Mysql {
-        let found = connection.value("SELECT @@global.gtid_mode").await?;
-        expect(found, "gtid_mode", "ON", &codes::GTID_OFF);
-        let partial = connection.value("SELECT @@global.binlog_row_value_options").await?;
-        expect(
-            partial.filter(|found| !found.is_empty()).or_else(|| Some(String::new())),
-            "binlog_row_value_options",
-            "",
-            &codes::UNKNOWN_EVENT,
-        );
-    }
     let own = connection.value("SELECT @@server_id").await?;
     if own.as_deref() == Some(settings.server_id.to_string().as_str()) {
         faults.push(server_id_taken(settings.server_id));
@@ -146,4 +255,36 @@ pub async fn faults(connection: &mut Connection, settings: &Settings) -> Result<
 pub fn server_id_taken(id: u32) -> Error {
     Error::new(&codes::SERVER_ID, format!("server id {id} is taken"))
         .hint("Set `server_id` in the source's options to a number that neither the server nor a replica has.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_mariadb_is_refused_by_its_uid_and_another_mysql_is_not() {
+        for (flavour, is_refused) in [("mariadb", true), ("mysql", false)] {
+            let identity = |uid| Identity::from([("flavour", flavour), ("server_uuid", uid)]);
+            assert!(require_same(&identity("a"), &identity("a")).is_ok());
+            assert_eq!(require_same(&identity("a"), &identity("b")).is_err(), is_refused, "{flavour}");
+            assert!(require_same(&Identity::from([("flavour", flavour)]), &identity("b")).is_ok(), "older servers say nothing");
+        }
+        let of = |flavour| Identity::from([("flavour", flavour)]);
+        assert!(require_same(&of("mysql"), &of("mariadb")).is_err());
+    }
+
+    #[test]
+    fn an_accepted_server_is_accepted_for_that_place_only() {
+        let place = |at| Place {
+            set: GtidSet::parse_maria("0-1-5").expect("a set"),
+            from: None,
+            partial: None,
+            spot: Spot::new("binlog.000002", at),
+        };
+        let found = accept(Identity::from([("flavour", "mariadb")]), &place(77));
+        assert!(!is_bound(&found, &place(77)));
+        assert!(is_bound(&found, &place(78)));
+        let of_mysql = Place { set: GtidSet::parse_mysql("").expect("a set"), ..place(77) };
+        assert!(!is_bound(&found, &of_mysql), "the names of its transactions are enough");
+    }
 }

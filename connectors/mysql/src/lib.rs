@@ -38,6 +38,7 @@ mod inspect;
 mod keys;
 mod monitor;
 mod number;
+mod patch;
 mod payload;
 mod position;
 mod reader;
@@ -56,6 +57,7 @@ mod tls;
 mod trail;
 mod types;
 mod wire;
+mod xid;
 
 pub use session::Session;
 

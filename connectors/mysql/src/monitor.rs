@@ -62,7 +62,7 @@ impl StreamMonitor {
 async fn ask(connection: &mut Connection) -> Result<(GtidSet, Spot, Vec<Spot>)> {
     let (set, spot) = inspect::end(connection).await?;
     let rows = connection.query("SHOW BINARY LOGS").await?;
-    let files = rows.iter().map(|row| Spot { file: cell(row, 0).to_owned(), at: cell(row, 1).parse().unwrap_or(0) });
+    let files = rows.iter().map(|row| Spot::new(cell(row, 0), cell(row, 1).parse().unwrap_or(0)));
     Ok((set, spot, files.collect()))
 }
 
@@ -81,6 +81,7 @@ impl Monitor for StreamMonitor {
     async fn lag_bytes(&self, committed: &Position) -> Result<u64> {
         let place = Place::from_position(committed)?;
         let (set, end, files) = self.end_of_log().await?;
+        let set = if place.is_of_files() { inspect::up_to(&end).unwrap_or(set) } else { set };
         if place.partial.is_none() && place.set.covers(&set) {
             return Ok(0);
         }
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn bytes_are_counted_over_files() {
-        let spot = |file: &str, at| Spot { file: file.into(), at };
+        let spot = Spot::new;
         let files = [spot("a.1", 100), spot("a.2", 200), spot("a.3", 50)];
         assert_eq!(between(&spot("a.3", 10), &files[2], &files), 40);
         assert_eq!(between(&spot("a.1", 30), &files[2], &files), 320);

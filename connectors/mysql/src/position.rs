@@ -2,7 +2,11 @@
 //!
 //! `1;mysql;UUID:1-57;;1234;binlog.000003`: the transactions that are published, and behind which place of which file the last of
 //! them ended. The place is a hint for measuring lag only: files differ from server to server. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
-//! adds that 12034 raw rows of transaction `0-1-58` are published too. The first number is the format's version.
+//! adds that 12034 raw rows of transaction `0-1-58` are published too. `0-1-57|0-1-50` for the set says that what was prepared behind
+//! `0-1-50` must be read again. `1234@1700000000` says when the file was begun: a MariaDB server is told from others by that. The first number is the format's version.
+//!
+//! Where MySQL gives transactions no names, `1;files;3:1234;;1234;binlog.000003` is a place in the files of one server, and a transaction is
+//! named by the place where it begins, `at-3:1234`.
 
 use std::fmt;
 
@@ -28,6 +32,15 @@ pub struct Spot {
     pub file: String,
     /// Byte in it
     pub at: u64,
+    /// When the file was begun, in seconds since 1970; 0 if that is not known.
+    pub born: u32,
+}
+
+impl Spot {
+    /// A place in a file of which nothing else is known.
+    pub fn new(file: &str, at: u64) -> Self {
+        Self { file: file.to_owned(), at, born: 0 }
+    }
 }
 
 /// A place in a server's binlog that can be compared with others of the same server.
@@ -60,6 +73,8 @@ impl Spot {
 pub struct Place {
     /// What is published whole.
     pub set: GtidSet,
+    /// From where on to read again for what was prepared and not yet committed. Only MariaDB needs it: its sets have no holes.
+    pub from: Option<GtidSet>,
     /// A transaction behind it that is partly published.
     pub partial: Option<Partial>,
     /// Where the last of the set ended on the server that it was read from.
@@ -67,6 +82,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether it is a place in the files of one server, since transactions have no names.
+    pub fn is_of_files(&self) -> bool {
+        matches!(self.set, GtidSet::Places(_))
+    }
+
     /// The stored form.
     pub fn to_position(&self) -> Position {
         Position::new(self.to_string())
@@ -84,12 +104,24 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flavour = if matches!(self.set, GtidSet::Mysql(_)) { "mysql" } else { "mariadb" };
-        write!(f, "{VERSION};{flavour};{};", self.set)?;
+        let flavour = match self.set {
+            GtidSet::Mysql(_) => "mysql",
+            GtidSet::Maria(_) => "mariadb",
+            GtidSet::Places(_) => "files",
+        };
+        write!(f, "{VERSION};{flavour};{}", self.set)?;
+        if let Some(from) = &self.from {
+            write!(f, "|{from}")?;
+        }
+        f.write_str(";")?;
         if let Some(Partial { gtid, done }) = self.partial {
             write!(f, "{gtid}+{done}")?;
         }
-        write!(f, ";{};{}", self.spot.at, self.spot.file)
+        write!(f, ";{}", self.spot.at)?;
+        if self.spot.born > 0 {
+            write!(f, "@{}", self.spot.born)?;
+        }
+        write!(f, ";{}", self.spot.file)
     }
 }
 
@@ -101,9 +133,14 @@ fn parse(text: &str) -> Option<Place> {
     }
     let flavour = parts.next()?;
     let set = parts.next()?;
-    let set = match flavour {
-        "mysql" => GtidSet::parse_mysql(set)?,
-        "mariadb" => GtidSet::parse_maria(set)?,
+    let (set, from) = match flavour {
+        "mysql" => (GtidSet::parse_mysql(set)?, None),
+        "files" => (GtidSet::parse_places(set)?, None),
+        "mariadb" => {
+            let (set, from) = set.split_once('|').map_or((set, None), |(set, from)| (set, Some(from)));
+            let from = from.map(|from| GtidSet::parse_maria(from).ok_or(())).transpose().ok()?;
+            (GtidSet::parse_maria(set)?, from)
+        }
         _ => return None,
     };
     let partial = match parts.next()? {
@@ -114,13 +151,19 @@ fn parse(text: &str) -> Option<Place> {
         }
     };
     let fits = |partial: &Partial| {
-        matches!((partial.gtid, &set), (Gtid::Mysql(_), GtidSet::Mysql(_)) | (Gtid::Maria(_), GtidSet::Maria(_)))
+        matches!(
+            (partial.gtid, &set),
+            (Gtid::Mysql(_), GtidSet::Mysql(_)) | (Gtid::Maria(_), GtidSet::Maria(_)) | (Gtid::Place(_), GtidSet::Places(_))
+        )
     };
     if !partial.iter().all(fits) {
         return None;
     }
-    let at = parts.next().filter(|at| !at.is_empty()).and_then(number_of)?;
-    Some(Place { set, partial, spot: Spot { at, file: parts.next()?.to_owned() } })
+    let at = parts.next()?;
+    let (at, born) = at.split_once('@').unwrap_or((at, "0"));
+    let at = number_of(at).filter(|_| !at.is_empty())?;
+    let born = number_of(born).filter(|_| !born.is_empty())?.try_into().ok()?;
+    Some(Place { set, from, partial, spot: Spot { at, born, file: parts.next()?.to_owned() } })
 }
 
 #[cfg(test)]
@@ -136,6 +179,8 @@ mod tests {
             format!("1;mysql;{uuid}:1-57:60;{uuid}:58+12034;1234;a;b.000003"),
             "1;mariadb;0-1-57,1-1-3;0-1-58+1;4;".to_owned(),
             "1;mariadb;;;4;binlog.000001".to_owned(),
+            "1;files;3:1234;at-3:1234+7;1234;binlog.000003".to_owned(),
+            "1;mariadb;0-1-57,1-1-3|0-1-50;;4@1700000000;binlog.000001".to_owned(),
         ] {
             assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);
         }
@@ -143,7 +188,7 @@ mod tests {
 
     #[test]
     fn files_are_compared_by_their_number() {
-        let spot = |file: &str, at| Spot { file: file.into(), at };
+        let spot = |file: &str, at| Spot::new(file, at);
         assert!(spot("binlog.999999", 9).mark() < spot("binlog.1000000", 4).mark());
         assert!(spot("a.b.000002", 4).mark() < spot("a.b.000002", 5).mark());
         assert!(Spot::default().mark() < spot("binlog.000001", 4).mark());
@@ -160,6 +205,8 @@ mod tests {
             "1;mysql;;;;f",
             "1;mysql;;0-1-1+1;4;f",
             "1;mariadb;;0-1-1+;4;f",
+            "1;mariadb;0-1-1|x;;4;f",
+            "1;mariadb;;;4@;f",
         ] {
             let error = Place::from_position(&Position::new(text)).unwrap_err();
             assert_eq!(error.code().id, codes::BAD_POSITION.id, "{text}");

@@ -47,10 +47,10 @@ const PINNED: &str =
 /// What the stream that is open now is read from, and what its readers share.
 #[derive(Clone)]
 pub struct Streamed {
-    /// Where and how to connect.
-    pub settings: Arc<Settings>,
-    /// Of the very server.
-    pub identity: Identity,
+    /// Who sends it.
+    pub server: Identity,
+    /// Whether its transactions have names.
+    pub has_names: bool,
     /// What the stream passed.
     pub trail: Arc<Trail>,
 }
@@ -104,7 +104,12 @@ impl MysqlReader {
     fn streamed(&self, request: &ChunkRequest) -> Result<Streamed> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let current = current.ok_or_else(|| waits(&request.table, "the stream is not open"))?;
-        match current.identity == self.identity {
+        if !current.has_names {
+            return Err(Error::new(&codes::BACKFILL_TABLE, "without GTIDs nothing tells what a row that is read includes")
+                .at("table", &request.table)
+                .hint("Set `backfill: never`, or switch the server to gtid_mode = ON (`headwater explain HW3041`)."));
+        }
+        match current.server == self.identity {
             true => Ok(current),
             false => Err(waits(&request.table, "another server answers than the one that the stream comes from")),
         }

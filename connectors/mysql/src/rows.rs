@@ -6,6 +6,8 @@ use crate::{
     binlog::kind,
     config::ZeroDates,
     decode::{self, Bad, Codec},
+    patch,
+    table_map::field,
     wire::{Cursor, Torn, bit},
 };
 
@@ -34,6 +36,8 @@ pub struct Rows<'a> {
     /// The rows; compressed if `is_compressed`.
     pub data: &'a [u8],
     pub is_compressed: bool,
+    /// Documents behind an update may be differences to those before it.
+    pub is_partial: bool,
 }
 
 impl<'a> Rows<'a> {
@@ -45,8 +49,10 @@ impl<'a> Rows<'a> {
             kind::WRITE_ROWS..=kind::DELETE_ROWS => (kind::WRITE_ROWS, true),
             kind::WRITE_ROWS_COMPRESSED_V1..=kind::DELETE_ROWS_COMPRESSED_V1 => (kind::WRITE_ROWS_COMPRESSED_V1, false),
             kind::WRITE_ROWS_COMPRESSED..=kind::DELETE_ROWS_COMPRESSED => (kind::WRITE_ROWS_COMPRESSED, true),
+            kind::PARTIAL_UPDATE_ROWS => (kind::PARTIAL_UPDATE_ROWS - 1, true),
             _ => return Err(Torn),
         };
+        let is_partial = event == kind::PARTIAL_UPDATE_ROWS;
         let action = [Action::Insert, Action::Update, Action::Delete][usize::from(event - first)];
         let mut cursor = Cursor::new(body);
         let table = cursor.u48()?;
@@ -66,13 +72,16 @@ impl<'a> Rows<'a> {
         let all = |bitmap: &[u8]| (0..columns).all(|at| bit(bitmap, at));
         let is_full = all(before) && all(after);
         let rest = cursor.rest();
-        Ok(Some(Self { table, action, columns, is_full, present: [before, after], data: rest, is_compressed }))
+        Ok(Some(Self { table, action, columns, is_full, present: [before, after], data: rest, is_compressed, is_partial }))
     }
 
     /// Passes one row (both images of an update) of a table that nobody selected.
     pub fn skip(&self, fields: &[(u8, u16)], cursor: &mut Cursor<'_>) -> Result<(), Torn> {
         let images = if self.action == Action::Update { &self.present[..] } else { &self.present[..1] };
-        for present in images {
+        for (image, present) in images.iter().enumerate() {
+            if image == 1 && self.is_partial {
+                partial_documents(fields, cursor)?;
+            }
             let count = (0..fields.len()).filter(|at| bit(present, *at)).count();
             let nulls = cursor.take(count.div_ceil(8))?;
             let fields = fields.iter().enumerate().filter(|(at, _)| bit(present, *at));
@@ -100,6 +109,58 @@ impl From<Torn> for Fault {
     }
 }
 
+/// In front of an image after an update: which of the table's documents are differences.
+fn partial_documents<'a>(fields: &[(u8, u16)], cursor: &mut Cursor<'a>) -> Result<&'a [u8], Torn> {
+    match cursor.number()? {
+        0 => Ok(&[]),
+        1 => cursor.take(fields.iter().filter(|(kind, _)| *kind == field::JSON).count().div_ceil(8)),
+        // An option that is not known may mean anything.
+        _ => Err(Torn),
+    }
+}
+
+/// Appends the image after an update whose documents may be differences to those of the whole row `before`.
+pub fn push_partial(
+    batch: &mut Batch,
+    fields: &[(u8, u16)],
+    codecs: &[Codec],
+    zero: ZeroDates,
+    mut before: Cursor<'_>,
+    cursor: &mut Cursor<'_>,
+) -> Result<Row, Fault> {
+    let partial = partial_documents(fields, cursor)?;
+    let len = fields.len().div_ceil(8);
+    let (nulls_before, nulls) = (before.take(len)?, cursor.take(len)?);
+    let (start, mut documents) = (batch.begin_row(), 0);
+    for (at, ((kind, meta), codec)) in fields.iter().zip(codecs).enumerate() {
+        let is_partial = *kind == field::JSON && bit(partial, documents);
+        documents += usize::from(*kind == field::JSON);
+        let old = if bit(nulls_before, at) { None } else { Some(decode::take(*kind, *meta, &mut before)?) };
+        if bit(nulls, at) {
+            batch.push(Value::Null);
+            continue;
+        }
+        let raw = decode::take(*kind, *meta, cursor)?;
+        if is_partial {
+            let old = old.ok_or(Torn)?;
+            batch.push_json_with(|out| patch::push(out, old, raw))?;
+            continue;
+        }
+        push_value(batch, codec, raw, zero, at)?;
+    }
+    Ok(batch.end_row(start))
+}
+
+#[inline]
+fn push_value(batch: &mut Batch, codec: &Codec, raw: &[u8], zero: ZeroDates, at: usize) -> Result<(), Fault> {
+    match decode::push(batch, codec, raw, zero) {
+        Ok(()) => {}
+        Err(Bad::Value) => batch.push(Value::Invalid(raw)),
+        Err(Bad::ZeroDate) => return Err(Fault::ZeroDate(at)),
+    }
+    Ok(())
+}
+
 /// Appends one image of a full row.
 #[inline]
 pub fn push(
@@ -117,11 +178,7 @@ pub fn push(
             continue;
         }
         let raw = decode::take(*kind, *meta, cursor)?;
-        match decode::push(batch, codec, raw, zero) {
-            Ok(()) => {}
-            Err(Bad::Value) => batch.push(Value::Invalid(raw)),
-            Err(Bad::ZeroDate) => return Err(Fault::ZeroDate(at)),
-        }
+        push_value(batch, codec, raw, zero, at)?;
     }
     Ok(batch.end_row(start))
 }

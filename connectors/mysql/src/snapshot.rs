@@ -69,7 +69,7 @@ async fn begin_mariadb(connection: &mut Connection, gate: Option<&Awaited>, trai
     let rows = connection.query("SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
     let value = |name: &str| rows.iter().find(|row| cell(row, 0).eq_ignore_ascii_case(name)).map(|row| cell(row, 1));
     let mut spot = match (value("binlog_snapshot_file"), value("binlog_snapshot_position").and_then(|at| at.parse().ok())) {
-        (Some(file), Some(at)) if !file.is_empty() => Spot { file: file.to_owned(), at },
+        (Some(file), Some(at)) if !file.is_empty() => Spot::new(file, at),
         _ => return Err(protocol("the snapshot's place in the binlog cannot be read")),
     };
     if fault::variant("watermark-window") {
@@ -106,12 +106,12 @@ async fn behind_empty_events(connection: &mut Connection, spot: &Spot, floor: Ma
         if cell(row, 2) == "Rotate" {
             // `binlog.000002;pos=4`
             let next = cell(row, 5).split(';').next().unwrap_or_default();
-            spot = Spot { file: next.to_owned(), at: 4 };
+            spot = Spot::new(next, 4);
         } else if EMPTY_EVENTS.contains(&cell(row, 2)) {
             let end = cell(row, 4).parse().map_err(|_| protocol("an event's place in the binlog cannot be read"))?;
             if cell(row, 2) == "Stop" {
                 // The server ended there, and its next file is the next number.
-                spot = Spot { file: spot.next_file(), at: 4 };
+                spot = Spot::new(&spot.next_file(), 4);
             } else {
                 spot.at = end;
             }
@@ -141,5 +141,5 @@ pub async fn barrier(connection: &mut Connection, known: Option<Spot>) -> Result
         Flavour::Mysql => GtidSet::Mysql(Default::default()),
         Flavour::Mariadb => GtidSet::Maria(Default::default()),
     };
-    Ok(Place { set, partial: None, spot }.to_position())
+    Ok(Place { set, from: None, partial: None, spot }.to_position())
 }

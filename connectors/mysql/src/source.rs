@@ -23,7 +23,6 @@ use crate::{
     monitor::{Quiet, StreamMonitor},
     payload,
     position::{Mark, Place},
-    reader::Streamed,
     relation::{self, Table},
     stream::{Chunk, Stream},
     table_map::TableMap,
@@ -67,17 +66,31 @@ pub struct MysqlSource {
     given_at: Instant,
 }
 
+/// Where a stream begins, and what is known of it.
+pub struct Opening {
+    /// Of the server, with what binds the position to it.
+    pub identity: Identity,
+    /// Whether the position's file must be this server's own.
+    pub is_bound: bool,
+    /// What is published.
+    pub place: Place,
+    /// Everything before it is published too.
+    pub stood: Mark,
+    /// Where readers of rows learn what was passed.
+    pub trail: Arc<Trail>,
+}
+
 impl MysqlSource {
-    /// Reads on behind `place`.
-    pub fn new(opened: &Streamed, flavour: Flavour, stream: Stream, place: Place, stood: Mark) -> Self {
-        let (settings, identity) = (Arc::clone(&opened.settings), opened.identity.clone());
-        let mut decoder = Decoder::new(place.clone(), Arc::clone(&settings));
-        decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&opened.trail)), stood);
+    /// Reads on where it was left.
+    pub fn new(settings: Arc<Settings>, flavour: Flavour, stream: Stream, opening: Opening) -> Self {
+        let Opening { identity, is_bound, place, stood, trail } = opening;
+        let mut decoder = Decoder::new(place.clone(), is_bound, Arc::clone(&settings));
+        decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&trail)), stood);
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
         let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen));
         Self {
             decoder,
-            trail: Arc::clone(&opened.trail),
+            trail,
             settings,
             flavour,
             identity,
@@ -137,6 +150,11 @@ impl MysqlSource {
                 if applied != Event::Cut {
                     unpacked.taken = unpacked.bytes.len() - rest.len();
                 }
+                // What was held of a prepared transaction comes before the rest.
+                if let Event::Unpacked(mut bytes) = applied {
+                    bytes.extend_from_slice(rest);
+                    (unpacked, applied) = (Unpacked { bytes, taken: 0 }, Event::Nothing);
+                }
                 self.unpacked = Some(unpacked);
                 return Ok(Some(applied));
             }
@@ -195,9 +213,10 @@ impl MysqlSource {
 
     /// Everything that came is decoded: whoever measures lag may know.
     fn tell(&self) {
-        if self.decoder.is_between() && self.quiet.borrow().set != *self.decoder.set() {
+        let seen = self.decoder.seen();
+        if self.decoder.is_between() && self.quiet.borrow().set != *seen {
             let last_change = self.decoder.last_change().or(self.quiet.borrow().last_change);
-            self.quiet.send_replace(Quiet { set: self.decoder.set().clone(), last_change });
+            self.quiet.send_replace(Quiet { set: seen.into_owned(), last_change });
         }
     }
 

@@ -1,6 +1,6 @@
 //! Recognises what a statement in the binlog does, by its head. No parser: what is not recognised may change rows.
 
-use crate::binlog::Query;
+use crate::{binlog::Query, xid::Xid};
 
 /// What a statement is to a reader of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +14,9 @@ pub enum Head {
     XaStart,
     /// `XA END`
     XaEnd,
-    /// `XA COMMIT` or `XA ROLLBACK` of what was prepared
-    XaDone,
+    /// Of what was prepared
+    XaCommit(Xid),
+    XaRollback(Xid),
     /// All rows of a table, or of some of its partitions, are gone.
     Truncate(Name),
     /// Rows may be changed; of this table only, if it is named.
@@ -85,7 +86,10 @@ pub fn head(query: &Query<'_>) -> Head {
         "XA" => match words.word().as_deref() {
             Some("START" | "BEGIN") => Head::XaStart,
             Some("END") => Head::XaEnd,
-            Some("COMMIT" | "ROLLBACK") => Head::XaDone,
+            // What was not prepared, and here it ends.
+            Some("COMMIT") if words.clone().any(&["PHASE"]) => Head::Commit,
+            Some("COMMIT") => Xid::parse(words.rest).map_or(Head::Rows(None), Head::XaCommit),
+            Some("ROLLBACK") => Xid::parse(words.rest).map_or(Head::Rows(None), Head::XaRollback),
             _ => Head::Rows(None),
         },
         "TRUNCATE" => {
@@ -335,6 +339,7 @@ mod tests {
 
     #[test]
     fn the_words_of_transactions_are_known() {
+        let xid = Xid::parse(b"X'61',X'',1").expect("a name");
         let cases = [
             ("BEGIN", Head::Begin),
             ("COMMIT", Head::Commit),
@@ -343,8 +348,10 @@ mod tests {
             ("SAVEPOINT `s`", Head::Savepoint),
             ("XA START X'61',X'',1", Head::XaStart),
             ("XA END X'61',X'',1", Head::XaEnd),
-            ("XA COMMIT X'61',X'',1", Head::XaDone),
-            ("XA ROLLBACK X'61',X'',1", Head::XaDone),
+            ("XA COMMIT X'61',X'',1", Head::XaCommit(xid.clone())),
+            ("XA ROLLBACK X'61',X'',1", Head::XaRollback(xid)),
+            ("XA COMMIT X'61',X'',1 ONE PHASE", Head::Commit),
+            ("XA COMMIT 'a'", Head::Rows(None)),
         ];
         for (text, head) in cases {
             assert_eq!(of(text), head, "{text}");

@@ -30,22 +30,47 @@ pub fn packed(bad: Bad, limit: usize) -> Error {
     }
 }
 
+/// A place that the protocol has no number for.
+pub fn too_far(spot: &Spot) -> Error {
+    at_spot(Error::new(&codes::TOO_LARGE, "a file without GTIDs cannot be read on behind 4 GiB"), spot)
+        .hint("Begin anew with `headwater reset`; with gtid_mode = ON there is no such limit.")
+}
+
 /// An event is larger than it may be.
 pub fn too_large(limit: usize) -> Error {
     Error::new(&codes::TOO_LARGE, format!("an event is larger than {limit} bytes"))
         .hint("Raise `max_event_bytes` in the source's options; the connector may need as much memory.")
 }
 
-/// Transactions without names.
+/// Transactions without names, where the position is made of names.
 pub fn anonymous(spot: &Spot) -> Error {
-    at_spot(Error::new(&codes::GTID_OFF, "a transaction has no GTID"), spot)
-        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows.")
+    at_spot(Error::new(&codes::GTID_SWITCHED, "a transaction has no GTID, and the position is made of GTIDs"), spot)
+        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3041` shows.")
+}
+
+/// A prepared transaction where a restart could not have it sent again.
+pub fn prepared_in_files(transaction: &str) -> Error {
+    Error::new(&codes::XA, "rows of a selected table were prepared on a server without GTIDs")
+        .at("transaction", transaction)
+        .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, then begin anew with `headwater reset`.")
 }
 
 /// Transactions whose names have a tag.
 pub fn tagged(spot: &Spot) -> Error {
     at_spot(Error::new(&codes::UNKNOWN_EVENT, "a transaction's GTID has a tag, which cannot be read yet"), spot)
         .hint("Let no session set gtid_next to AUTOMATIC with a tag; `headwater explain HW3019` has more.")
+}
+
+/// The file of the position is another one on this server.
+pub fn other_server(spot: &Spot) -> Error {
+    at_spot(
+        Error::new(
+            &codes::OTHER_SOURCE,
+            "the server is not the one of the checkpoint: its binlog differs where it was read last",
+        ),
+        spot,
+    )
+    .hint("Set `url` back; if this server took the place of the other, run `headwater reset` with --rebind.")
 }
 
 /// The server lost something.
@@ -57,7 +82,7 @@ pub fn incident(spot: &Spot) -> Error {
 /// An event that nobody here knows.
 pub fn unknown(kind: u8, spot: &Spot) -> Error {
     at_spot(Error::new(&codes::UNKNOWN_EVENT, format!("the binlog holds an event of kind {kind}")), spot)
-        .hint("Run SET GLOBAL binlog_row_value_options = ''; if it is 39, else upgrade headwater.")
+        .hint("Upgrade headwater; `headwater explain HW3019` has more.")
 }
 
 /// A statement that changes rows, or may do so.
@@ -83,11 +108,18 @@ pub fn image(table: &str, transaction: &str) -> Error {
         .hint("Run SET GLOBAL binlog_row_image = 'FULL'; and let no session set another; then begin anew with `headwater reset`.")
 }
 
-/// A transaction that is prepared only.
+/// The commit of a transaction that was prepared before the start.
 pub fn prepared(transaction: &str) -> Error {
-    Error::new(&codes::XA, "rows of a selected table were changed in a prepared transaction")
+    Error::new(&codes::XA, "a transaction was committed that was prepared before the connector's start")
         .at("transaction", transaction)
-        .hint("Change selected tables without XA, or with XA COMMIT ... ONE PHASE; then begin anew with `headwater reset`.")
+        .hint("Wait until XA RECOVER; lists nothing that is older, then begin anew with `headwater reset`.")
+}
+
+/// More rows are prepared than may be held.
+pub fn held(transaction: &str, limit: usize) -> Error {
+    Error::new(&codes::XA, format!("prepared transactions have more than {limit} bytes of rows"))
+        .at("transaction", transaction)
+        .hint("Commit or roll back what XA RECOVER; lists, or change selected tables without XA; `headwater explain HW3026` has more.")
 }
 
 /// A transaction that kept some of its rows.

@@ -3,7 +3,7 @@
 use headwater_connector::{Kind, Level, Position};
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, Server, eventually, shared, start};
+use crate::support::{Flavour, Reader, Server, eventually, on_both, shared, start};
 
 const TABLE: &str = "CREATE TABLE items (id int PRIMARY KEY, name text)";
 
@@ -136,46 +136,6 @@ async fn a_truncate_stops_or_is_an_event(flavour: Flavour) {
     }
 }
 
-/// M8: differences of documents are refused by name, and pass in tables that nobody selected.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partial_documents_stop_only_where_they_are_selected() {
-    let server = shared(Flavour::Mysql);
-    let database = server.database();
-    for table in ["docs", "others"] {
-        server.sql(&format!("CREATE TABLE {database}.{table} (id int PRIMARY KEY, j json)"));
-    }
-    let connector = server.connector(&database, json!({ "tables": format!("{database}.docs") }));
-    let first = start(&*connector).await;
-    let mut reader = Reader::open(&*connector, &first).await;
-    let update = |table: &str| {
-        format!(
-            "USE {database};\nSET binlog_row_value_options = PARTIAL_JSON;\nINSERT INTO {table} VALUES (1, json_object('a', repeat('x', 500), 'b', 1));\n\
-             UPDATE {table} SET j = json_set(j, '$.b', 2)"
-        )
-    };
-    server.sql(&update("others"));
-    server.sql(&format!("INSERT INTO {database}.docs VALUES (7, 'null')"));
-    assert_eq!(reader.read(1).await, ["Insert docs 7,null"]);
-    server.sql(&update("docs"));
-    assert_eq!(reader.stops().await.code().id, "HW3019");
-    assert_eq!(reader.lines.len(), 2, "the insert before it was a whole row");
-}
-
-/// M18: what is prepared may yet be rolled back.
-async fn a_prepared_transaction_stops(flavour: Flavour) {
-    let server = shared(flavour);
-    let (database, mut reader) = opened(server, json!({})).await;
-    server.sql(&format!(
-        "USE {database};\nXA START 'one{database}';\nINSERT INTO items VALUES (1, 'a');\nXA END 'one{database}';\nXA COMMIT 'one{database}' ONE PHASE"
-    ));
-    assert_eq!(reader.read(1).await, ["Insert items 1,a"], "one phase is a commit");
-    server.sql(&format!(
-        "USE {database};\nXA START 'two{database}';\nINSERT INTO items VALUES (2, 'b');\nXA END 'two{database}';\nXA PREPARE 'two{database}';\nXA ROLLBACK 'two{database}'"
-    ));
-    assert_eq!(reader.stops().await.code().id, "HW3026");
-    assert_eq!(reader.lines.len(), 1, "rows that never happened are not handed out");
-}
-
 /// M15: the files that are needed are gone, or all of them are.
 async fn history_that_is_gone_stops(flavour: Flavour) {
     let server = Server::start(flavour, &[]);
@@ -247,30 +207,6 @@ async fn check_prints_what_mends_it(flavour: Flavour) {
     }
 }
 
-macro_rules! on_both {
-    ($($name:ident)*) => {
-        mod mariadb {
-            use super::*;
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::$name(Flavour::Mariadb).await;
-                }
-            )*
-        }
-
-        mod mysql {
-            use super::*;
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::$name(Flavour::Mysql).await;
-                }
-            )*
-        }
-    };
-}
-
 on_both! {
     compressed_rows_come_out_whole
     rotations_and_checksums_are_passed
@@ -278,7 +214,6 @@ on_both! {
     a_statement_instead_of_rows_stops
     a_row_without_all_columns_stops
     a_truncate_stops_or_is_an_event
-    a_prepared_transaction_stops
     history_that_is_gone_stops
     the_rest_of_another_transaction_is_not_taken
     check_prints_what_mends_it

@@ -94,6 +94,8 @@ impl Server {
         let log = || std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let mut command = self.command();
         command.stdout(log()).stderr(log());
+        // Not where every server of the machine makes tables under the same names.
+        command.arg(format!("--tmpdir={}", self.directory.path().display()));
         if self.flavour == Flavour::Mysql {
             run(command.args(["--initialize-insecure", "--log-error-verbosity=1"]));
             return;
@@ -128,6 +130,7 @@ impl Server {
             .arg(format!("--port={}", self.port))
             .arg(format!("--socket={}", place("s.sock")))
             .arg(format!("--pid-file={}", place("pid")))
+            .arg(format!("--tmpdir={}", self.directory.path().display()))
             .arg(format!("--log-error={}", place("error.log")))
             .args([
                 "--bind-address=127.0.0.1",
@@ -251,6 +254,11 @@ impl Server {
         });
         is_ready.recv().expect("the statement");
         Held { release: Some(release), session: Some(session) }
+    }
+
+    /// The file that the server writes its binlog to now.
+    pub fn binlog(&self) -> String {
+        self.sql("SHOW BINARY LOGS").lines().last().and_then(|line| line.split('\t').next()).expect("a file").to_owned()
     }
 
     /// `mysql://hw:secret@127.0.0.1:PORT/`
@@ -398,3 +406,31 @@ pub fn show(value: Value<'_>) -> String {
         Value::Invalid(bytes) => format!("invalid {bytes:02x?}"),
     }
 }
+
+/// Each function as a test on each flavour.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod mariadb {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mariadb).await;
+                }
+            )*
+        }
+
+        mod mysql {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(Flavour::Mysql).await;
+                }
+            )*
+        }
+    };
+}
+
+#[allow(unused_imports, reason = "the daemon's tests use this file too")]
+pub(crate) use on_both;
