@@ -41,4 +41,5 @@ headwater_connector::codes! { "codes";
     NOTHING_TO_REBIND = "HW3037", Config, "there is no position to keep";
     ROLLED_BACK = "HW3038", Environment, "the binlog holds a transaction that was partly rolled back";
     GTID_SWITCHED = "HW3039", Environment, "the server's GTID mode was switched";
+    DROPPED = "HW3040", Config, "a selected table was dropped";
 }

@@ -1,5 +1,6 @@
 //! From events to a batch: the state between two events, and no IO.
 
+mod noticed;
 mod prepared;
 
 use std::{borrow::Cow, sync::Arc};
@@ -11,6 +12,7 @@ use crate::{
     binlog::{self, Bad, Begin, Checksum, Format, Header, Query, kind},
     codes,
     config::{OnTruncate, Settings},
+    drift::News,
     error::torn,
     gtid::{FilePlace, Gtid, GtidSet},
     payload,
@@ -83,6 +85,9 @@ pub struct Decoder {
     reading: Spot,
     /// Where the event begins in it.
     begins_at: u64,
+    /// Selected tables that the statement described and of which no rows came yet.
+    mapped: Vec<u64>,
+    news: News,
     id: String,
     limits: Limits,
 }
@@ -101,6 +106,8 @@ impl Decoder {
             last_change: None,
             reading: place.spot.clone(),
             begins_at: 0,
+            mapped: Vec::new(),
+            news: News::default(),
             spot: place.spot,
             is_bound,
             id: String::new(),
@@ -295,6 +302,7 @@ impl Decoder {
             return Err(torn("a transaction"));
         }
         self.prepared.begin();
+        self.mapped.clear();
         let is_published = self.set.contains(begin.gtid);
         let is_again = is_published && self.prepared.is_again();
         if !is_published {
@@ -387,6 +395,10 @@ impl Decoder {
             Head::Rollback => self.end(),
             Head::RollbackTo | Head::Savepoint | Head::XaEnd => Ok(Event::Nothing),
             Head::Truncate(name) => self.truncate(&name, batch),
+            dropped @ (Head::Drop(_) | Head::DropDatabase(_)) => {
+                self.dropped(&dropped);
+                self.statement_done()
+            }
             Head::Rows(name) => match name {
                 Some(name) if !self.selects(&name) => self.statement_done(),
                 name => Err(stops::statement(name.as_ref(), &reading)),
@@ -429,15 +441,19 @@ impl Decoder {
 
     fn table(&mut self, body: &[u8]) -> Result<Event> {
         let id = table_map::id(body).map_err(|Torn| torn("a table's description"))?;
-        if self.tables.find(id).is_some() {
+        if let Some(at) = self.tables.find(id) {
+            if self.tables.get(at).shape.is_some() {
+                self.mapped.push(id);
+            }
             return Ok(Event::Nothing);
         }
         let (database, name) = table_map::name(body).map_err(|Torn| torn("a table's description"))?;
         if self.settings.selects(database, name) {
+            self.mapped.push(id);
             return Ok(Event::Table);
         }
         let map = TableMap::parse(body).map_err(|Torn| torn("a table's description"))?;
-        self.tables.put(id, Table { fields: fields(&map), shape: None });
+        self.tables.put(id, Table { name: format!("{database}.{name}"), fields: fields(&map), shape: None });
         Ok(Event::Nothing)
     }
 
@@ -468,6 +484,7 @@ impl Decoder {
 
     fn rows(&mut self, event: u8, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
+        self.opened(rows.as_ref().map(|rows| rows.table), rows::ends_statement(body));
         let Some(rows) = rows else { return Ok(Event::Nothing) };
         let unpacked = self.unpack(&rows)?;
         self.each_row(&rows, unpacked.as_deref().unwrap_or(rows.data), batch)
@@ -482,6 +499,9 @@ impl Decoder {
     fn each_row(&mut self, rows: &Rows<'_>, data: &[u8], batch: &mut Batch) -> Result<Event> {
         let Some(at) = self.tables.find(rows.table) else { return Err(torn("rows of a table that was not described")) };
         let mut cursor = Cursor::new(data);
+        if rows.action == Action::Delete {
+            News::note(&mut self.news.deleted, &self.tables.get(at).name);
+        }
         if self.tables.get(at).shape.is_none() {
             while !cursor.is_empty() {
                 let skipped = rows.skip(&self.tables.get(at).fields, &mut cursor);

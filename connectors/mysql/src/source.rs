@@ -19,6 +19,7 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour},
     decoder::{self, Decoder, Event},
+    drift::Drift,
     error::torn,
     monitor::{Quiet, StreamMonitor},
     payload,
@@ -58,6 +59,7 @@ pub struct MysqlSource {
     /// An error behind transactions that were handed out first.
     failed: Option<Error>,
     quiet: watch::Sender<Quiet>,
+    drift: Drift,
     monitor: Arc<StreamMonitor>,
     /// The last position handed out, and when.
     given: Place,
@@ -74,8 +76,9 @@ impl MysqlSource {
         stream: Stream,
         place: Place,
     ) -> Self {
+        let drift = Drift::default();
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
-        let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen));
+        let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen, drift.clone()));
         Self {
             decoder: Decoder::new(place.clone(), is_bound, Arc::clone(&settings)),
             settings,
@@ -88,6 +91,7 @@ impl MysqlSource {
             again: None,
             failed: None,
             quiet,
+            drift,
             monitor,
             given: place,
             given_at: Instant::now(),
@@ -100,6 +104,7 @@ impl MysqlSource {
         loop {
             let Some(event) = self.next_event(batch).await? else {
                 self.tell();
+                self.look_after().await;
                 if !self.wait(gathering, latest).await? {
                     return Ok(());
                 }
@@ -221,8 +226,39 @@ impl MysqlSource {
                 self.decoder.tables.remember(&name, map.raw, shape)
             }
         };
-        self.decoder.tables.put(map.id, Table { fields: decoder::fields(&map), shape: Some(shape) });
+        self.drift.came_back(&name);
+        self.decoder.tables.put(map.id, Table { name, fields: decoder::fields(&map), shape: Some(shape) });
         Ok(())
+    }
+
+    /// Looks into what the decoder noticed. A server that does not answer now is asked the next time.
+    async fn look_after(&mut self) {
+        let Some(news) = self.decoder.take_news() else { return };
+        news.dropped.iter().for_each(|table| self.drift.dropped(table));
+        for table in news.bare {
+            if self.drift.is_due(&table)
+                && let Ok(mut connection) = self.catalog().await
+                && self.drift.judge(&mut connection, &table).await.is_ok()
+            {
+                self.catalog = Some(connection);
+            }
+        }
+        // MariaDB opens the other table in the binlog too, and that says more.
+        for table in news.deleted.iter().filter(|_| self.flavour == Flavour::Mysql) {
+            if self.drift.is_due(&format!("below {table}"))
+                && let Ok(mut connection) = self.catalog().await
+                && self.drift.judge_below(&mut connection, &self.settings, table).await.is_ok()
+            {
+                self.catalog = Some(connection);
+            }
+        }
+    }
+
+    async fn catalog(&mut self) -> Result<Connection> {
+        match self.catalog.take() {
+            Some(connection) => Ok(connection),
+            None => Connection::open(&self.settings.server).await,
+        }
     }
 
     /// A session that sat idle may have been ended by the server: one fresh try.

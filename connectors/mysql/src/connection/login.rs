@@ -1,9 +1,13 @@
 //! The login: what the server is, TLS, and the proof of the password without giving it away.
 
+use ed25519_dalek::{
+    VerifyingKey,
+    hazmat::{ExpandedSecretKey, raw_sign},
+};
 use headwater_connector::{Error, Result};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-use super::{Connection, Flavour};
+use super::{Connection, Flavour, rsa::PublicKey};
 use crate::{
     codes,
     error::{ServerError, printable, protocol, torn},
@@ -150,9 +154,7 @@ async fn answer(connection: &mut Connection, server: &Server, capabilities: u32,
                     clear.push(0);
                     clear
                 }
-                ("caching_sha2_password", [4]) => {
-                    return Err(unsafe_login("the server wants the password itself, and the connection is not encrypted"));
-                }
+                ("caching_sha2_password", [4]) => sealed(server, &password, &scramble)?,
                 _ => return Err(protocol("an unexpected message came in the login")),
             },
             _ => return Err(protocol("an unexpected message came in the login")),
@@ -184,8 +186,35 @@ fn proof(plugin: &str, password: &str, scramble: &[u8]) -> Option<Vec<u8>> {
             let salted = digest(&SHA256, &[twice.as_ref(), scramble.get(..20)?]);
             Some(mixed(once.as_ref(), salted.as_ref()))
         }
+        "client_ed25519" => scramble.get(..32).map(|scramble| signature(password, scramble)),
         _ => None,
     }
+}
+
+/// The password, readable for the owner of the pinned key only.
+fn sealed(server: &Server, password: &str, scramble: &[u8]) -> Result<Vec<u8>> {
+    let Some(path) = &server.public_key else {
+        return Err(unsafe_login("the server wants the password itself, and the connection is not encrypted"));
+    };
+    let unusable = |what: &str| {
+        Error::new(&codes::UNSAFE_LOGIN, what)
+            .at("file", path.display())
+            .hint("Copy public_key.pem out of the server's data directory, and name the copy: server_public_key in the url.")
+    };
+    let text = crate::tls::contents(path).map_err(|error| unusable("the server's public key cannot be read").caused_by(error))?;
+    let key = std::str::from_utf8(&text).ok().and_then(PublicKey::parse);
+    let key = key.ok_or_else(|| unusable("the server's public key is no RSA key of 2048 bits or more"))?;
+    key.seal(password, scramble).ok_or_else(|| unusable("the password is too long for the server's public key"))
+}
+
+/// MariaDB's ed25519: the scramble, signed with a key that is made of the password.
+fn signature(password: &str, scramble: &[u8]) -> Vec<u8> {
+    let digest = ring::digest::digest(&ring::digest::SHA512, password.as_bytes());
+    let mut seed = [0; 64];
+    seed.copy_from_slice(digest.as_ref());
+    let secret = ExpandedSecretKey::from_bytes(&seed);
+    let public = VerifyingKey::from(&secret);
+    raw_sign::<sha2::Sha512>(&secret, scramble, &public).to_bytes().to_vec()
 }
 
 fn refused_plugin(plugin: &str) -> Error {
@@ -196,7 +225,7 @@ fn refused_plugin(plugin: &str) -> Error {
 /// X1: nothing of this kind is answered.
 pub fn unsafe_login(what: &str) -> Error {
     Error::new(&codes::UNSAFE_LOGIN, what).hint(
-        "Use TLS (sslmode=verify-full in the url) and a user that is identified with caching_sha2_password or mysql_native_password.",
+        "Use TLS (sslmode=verify-full in the url) and a user that is identified with caching_sha2_password, ed25519 or mysql_native_password.",
     )
 }
 
