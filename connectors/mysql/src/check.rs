@@ -139,9 +139,7 @@ async fn durability(connection: &mut Connection, found: &mut Vec<Finding>) -> Re
 
 /// Selected tables whose rows the server changes by foreign keys and does not log.
 pub async fn cascades(connection: &mut Connection, tables: &[Selected]) -> Result<Vec<Error>> {
-    // Since 9.6 MySQL can run them itself and log them.
-    let native = connection.query("SHOW VARIABLES LIKE 'innodb_native_foreign_keys'").await?;
-    if native.first().is_some_and(|row| cell(row, 1) == "OFF") {
+    if logs_cascades(connection).await? {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
@@ -164,8 +162,14 @@ pub async fn cascades(connection: &mut Connection, tables: &[Selected]) -> Resul
     Ok(found)
 }
 
+/// Whether the server writes to the binlog what foreign keys do. Since 9.6 MySQL can run them itself.
+pub async fn logs_cascades(connection: &mut Connection) -> Result<bool> {
+    let native = connection.query("SHOW VARIABLES LIKE 'innodb_native_foreign_keys'").await?;
+    Ok(native.first().is_some_and(|row| cell(row, 1) == "OFF"))
+}
+
 /// Name and rules of a foreign key that changes rows, from its line in a table's definition.
-fn cascade(line: &str) -> Option<(String, String)> {
+pub fn cascade(line: &str) -> Option<(String, String)> {
     let rest = line.trim_start().strip_prefix("CONSTRAINT `")?;
     let (name, rest) = rest.split_once("` FOREIGN KEY ")?;
     // Behind the bracket of the other table's columns there are only the rules.

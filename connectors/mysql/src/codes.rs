@@ -43,4 +43,5 @@ headwater_connector::codes! { "codes";
     CONDITION_REFUSED = "HW3039", Config, "the server refuses the condition of a backfill";
     BACKFILL_WAITS = "HW3040", Retry, "a chunk of a table cannot be read now";
     GTID_SWITCHED = "HW3041", Environment, "the server's GTID mode was switched";
+    DROPPED = "HW3042", Config, "a selected table was dropped";
 }

@@ -17,7 +17,8 @@ pub struct Options {
     ///
     /// Parameters: `sslmode` (`disable`, `require`, `verify-ca`, `verify-full`; default `verify-full`, and on loopback TLS without
     /// verification if the server has it), `sslrootcert`, `sslcert`, `sslkey` (PEM files, read again at every connection),
-    /// `connect_timeout` (seconds, default 10).
+    /// `server_public_key` (PEM file, for `caching_sha2_password` without TLS: a copy of the server's `public_key.pem`; one that the server
+    /// sends is never used), `connect_timeout` (seconds, default 10).
     pub url: String,
     /// Password of the user.
     #[serde(default)]

@@ -4,6 +4,7 @@
 //! file, TLS as the options say, settings that no default of the server changes, and every length checked before it is believed.
 
 mod login;
+mod rsa;
 
 use std::time::Duration;
 

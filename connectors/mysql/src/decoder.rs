@@ -1,6 +1,8 @@
 //! From events to a batch: the state between two events, and no IO.
 
+mod noticed;
 mod prepared;
+mod statements;
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -8,16 +10,16 @@ use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, fault}
 
 use self::prepared::Prepared;
 use crate::{
-    binlog::{self, Bad, Begin, Checksum, Format, Header, Query, kind},
+    binlog::{self, Bad, Begin, Checksum, Format, Header, kind},
     codes,
-    config::{OnTruncate, Settings},
+    config::Settings,
+    drift::News,
     error::torn,
     gtid::{FilePlace, Gtid, GtidSet},
     payload,
     position::{Mark as At, Partial, Place, Spot},
     relation::{Table, Tables},
     rows::{self, Action, Fault, Rows},
-    statement::{self, Head, Name},
     stops,
     table_map::{self, TableMap},
     trail::Trail,
@@ -88,6 +90,9 @@ pub struct Decoder {
     stood: At,
     /// Where readers of rows learn what was passed; MariaDB only.
     trail: Option<Arc<Trail>>,
+    /// Selected tables that the statement described and of which no rows came yet.
+    mapped: Vec<u64>,
+    news: News,
     id: String,
     limits: Limits,
 }
@@ -109,6 +114,8 @@ impl Decoder {
             begins_at: 0,
             stood: At::default(),
             trail: None,
+            mapped: Vec::new(),
+            news: News::default(),
             spot: place.spot,
             is_bound,
             id: String::new(),
@@ -313,6 +320,7 @@ impl Decoder {
             return Err(torn("a transaction"));
         }
         self.prepared.begin();
+        self.mapped.clear();
         let is_published = self.set.contains(begin.gtid);
         let is_again = is_published && self.prepared.is_again();
         if !is_published {
@@ -379,86 +387,21 @@ impl Decoder {
         Ok(Event::Boundary)
     }
 
-    fn query(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
-        let query = Query::parse(body).map_err(|Torn| torn("a statement"))?;
-        if header.kind == kind::QUERY {
-            return self.statement(query, header, body, batch);
-        }
-        let limit = self.settings.max_event_bytes;
-        let text = payload::maria(query.text, limit).map_err(|bad| stops::packed(bad, limit))?;
-        self.statement(Query { database: query.database, text: &text }, header, body, batch)
-    }
-
-    fn statement(&mut self, query: Query<'_>, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
-        let head = statement::head(&query);
-        let reading = self.reading.clone();
-        let has_held = self.prepared.has_rows();
-        let Some(open) = &mut self.open else { return Err(torn("a statement outside of transactions")) };
-        let has_changes = open.announced || open.skip > 0 && !open.is_again || has_held;
-        match head {
-            Head::Begin | Head::XaStart => {
-                open.is_bracketed = Some(true);
-                open.is_xa |= head == Head::XaStart;
-                Ok(Event::Nothing)
-            }
-            Head::Commit => self.commit(header, body),
-            Head::XaCommit(xid) => self.commit_prepared(&xid, header, body),
-            Head::XaRollback(xid) => self.roll_back_prepared(&xid),
-            Head::Rollback | Head::RollbackTo if has_changes => Err(stops::rolled_back(&self.open_id())),
-            Head::Rollback => self.end(),
-            Head::RollbackTo | Head::Savepoint | Head::XaEnd => Ok(Event::Nothing),
-            Head::Truncate(name) => self.truncate(&name, batch),
-            Head::Rows(name) => match name {
-                Some(name) if !self.selects(&name) => self.statement_done(),
-                name => Err(stops::statement(name.as_ref(), &reading)),
-            },
-            Head::Other => self.statement_done(),
-        }
-    }
-
-    /// A statement that is a transaction of its own ends it.
-    fn statement_done(&mut self) -> Result<Event> {
-        if self.open.as_ref().is_some_and(|open| open.is_bracketed == Some(true)) { Ok(Event::Nothing) } else { self.end() }
-    }
-
-    fn selects(&self, name: &Name) -> bool {
-        match (std::str::from_utf8(&name.database), std::str::from_utf8(&name.table)) {
-            (Ok(database), Ok(table)) => self.settings.selects(database, table),
-            // In another character set: it cannot be told.
-            _ => true,
-        }
-    }
-
-    fn truncate(&mut self, name: &Name, batch: &mut Batch) -> Result<Event> {
-        let ordinal = self.count()?;
-        if !self.selects(name) {
-            return self.statement_done();
-        }
-        let table = format!("{}.{}", String::from_utf8_lossy(&name.database), String::from_utf8_lossy(&name.table));
-        // Without a description there is no schema for the event; none of the table's rows was an event either since the start.
-        let schema = self.tables.schema_of(&table);
-        if let (Some(ordinal), true) = (ordinal, self.settings.on_truncate == OnTruncate::Event) {
-            let Some(schema) = schema else { return Err(stops::truncated(&table, &self.open_id(), false)) };
-            self.announce(batch);
-            let index = batch.schema_index(&schema);
-            batch.push_change(Op::Truncate, index, ordinal, Before::None, None);
-        } else if ordinal.is_some() {
-            return Err(stops::truncated(&table, &self.open_id(), true));
-        }
-        self.statement_done()
-    }
-
     fn table(&mut self, body: &[u8]) -> Result<Event> {
         let id = table_map::id(body).map_err(|Torn| torn("a table's description"))?;
-        if self.tables.find(id).is_some() {
+        if let Some(at) = self.tables.find(id) {
+            if self.tables.get(at).shape.is_some() {
+                self.mapped.push(id);
+            }
             return Ok(Event::Nothing);
         }
         let (database, name) = table_map::name(body).map_err(|Torn| torn("a table's description"))?;
         if self.settings.selects(database, name) {
+            self.mapped.push(id);
             return Ok(Event::Table);
         }
         let map = TableMap::parse(body).map_err(|Torn| torn("a table's description"))?;
-        self.tables.put(id, Table { fields: fields(&map), shape: None });
+        self.tables.put(id, Table { name: format!("{database}.{name}"), fields: fields(&map), shape: None });
         Ok(Event::Nothing)
     }
 
@@ -489,6 +432,7 @@ impl Decoder {
 
     fn rows(&mut self, event: u8, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
+        self.opened(rows.as_ref().map(|rows| rows.table), rows::ends_statement(body));
         let Some(rows) = rows else { return Ok(Event::Nothing) };
         let unpacked = self.unpack(&rows)?;
         self.each_row(&rows, unpacked.as_deref().unwrap_or(rows.data), batch)
@@ -503,6 +447,9 @@ impl Decoder {
     fn each_row(&mut self, rows: &Rows<'_>, data: &[u8], batch: &mut Batch) -> Result<Event> {
         let Some(at) = self.tables.find(rows.table) else { return Err(torn("rows of a table that was not described")) };
         let mut cursor = Cursor::new(data);
+        if rows.action == Action::Delete {
+            News::note(&mut self.news.deleted, &self.tables.get(at).name);
+        }
         if self.tables.get(at).shape.is_none() {
             while !cursor.is_empty() {
                 let skipped = rows.skip(&self.tables.get(at).fields, &mut cursor);

@@ -58,7 +58,7 @@ impl Reader {
     fn describe(&mut self, body: &[u8]) -> Result<()> {
         let map = TableMap::parse(body).map_err(|_| torn("a table's description"))?;
         let shape = relation::shape(&self.settings, self.flavour, &map, None)?;
-        self.decoder.tables.put(map.id, Table { fields: decoder::fields(&map), shape: Some(shape) });
+        self.decoder.tables.put(map.id, Table { name: String::new(), fields: decoder::fields(&map), shape: Some(shape) });
         Ok(())
     }
 

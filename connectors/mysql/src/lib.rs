@@ -29,6 +29,7 @@ mod connector;
 mod decode;
 mod decoder;
 mod document;
+mod drift;
 mod error;
 #[cfg(test)]
 mod garbage;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use headwater_connector::{Monitor, Position, Result};
+use headwater_connector::{Error, Monitor, Position, Result};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -13,6 +13,7 @@ use crate::{
     catalog::cell,
     config::Server,
     connection::Connection,
+    drift::Drift,
     gtid::{Gtid, GtidSet},
     inspect,
     position::{Place, Spot},
@@ -35,12 +36,13 @@ pub struct StreamMonitor {
     server: Server,
     session: Arc<Mutex<Option<Connection>>>,
     quiet: watch::Receiver<Quiet>,
+    drift: Drift,
 }
 
 impl StreamMonitor {
     /// Connects at the first question.
-    pub fn new(server: Server, quiet: watch::Receiver<Quiet>) -> Self {
-        Self { server, session: Arc::default(), quiet }
+    pub fn new(server: Server, quiet: watch::Receiver<Quiet>, drift: Drift) -> Self {
+        Self { server, session: Arc::default(), quiet, drift }
     }
 
     async fn end_of_log(&self) -> Result<(GtidSet, Spot, Vec<Spot>)> {
@@ -78,6 +80,10 @@ fn between(from: &Spot, end: &Spot, files: &[Spot]) -> u64 {
 
 #[async_trait]
 impl Monitor for StreamMonitor {
+    fn findings(&self) -> Vec<Error> {
+        self.drift.findings()
+    }
+
     async fn lag_bytes(&self, committed: &Position) -> Result<u64> {
         let place = Place::from_position(committed)?;
         let (set, end, files) = self.end_of_log().await?;

@@ -16,6 +16,8 @@ use crate::{
 
 /// A table at this place of the binlog.
 pub struct Table {
+    /// `database.table`
+    pub name: String,
     /// What walking over a row needs: types, with what stands beside them.
     pub fields: Vec<(u8, u16)>,
     /// None if the options do not select it.
@@ -80,6 +82,11 @@ impl Tables {
     /// The schema of a table that was described.
     pub fn schema_of(&self, name: &str) -> Option<Arc<Schema>> {
         self.known.get(name).map(|(_, shape)| Arc::clone(&shape.schema))
+    }
+
+    /// Selected tables that were described.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.known.keys().map(String::as_str)
     }
 
     /// Remembers what came of a description. A shape that says the same as before keeps its schema's `Arc`.

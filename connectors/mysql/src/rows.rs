@@ -14,6 +14,12 @@ use crate::{
 /// The id with which a server says that no table is meant.
 const NO_TABLE: u64 = 0x00ff_ffff;
 
+/// Whether an event with rows is the last of its statement.
+#[inline]
+pub fn ends_statement(body: &[u8]) -> bool {
+    body.get(6).is_some_and(|flags| flags & 1 == 1)
+}
+
 /// What happened to the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {

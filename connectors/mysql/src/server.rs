@@ -29,6 +29,8 @@ pub struct Server {
     pub ssl_root: Option<PathBuf>,
     /// Client certificate and key.
     pub ssl_client: Option<(PathBuf, PathBuf)>,
+    /// The server's RSA key, for a password over a connection that is not encrypted.
+    pub public_key: Option<PathBuf>,
     /// For connecting and logging in together.
     pub connect_timeout: Duration,
 }
@@ -80,6 +82,7 @@ pub fn server(text: &str, password: Option<Secret>, faults: &mut Vec<OptionFault
         ssl_mode: if is_local { SslMode::Offered } else { SslMode::VerifyFull },
         ssl_root: None,
         ssl_client: None,
+        public_key: None,
         connect_timeout: Duration::from_secs(10),
         host,
     };
@@ -105,6 +108,7 @@ fn parameters(url: &Url, server: &mut Server, faults: &mut Vec<OptionFault>) {
                 faults.push(fault("url", "unknown sslmode", "Use verify-full, verify-ca, require or disable."));
             }
             ("sslrootcert", path) => server.ssl_root = Some(path.into()),
+            ("server_public_key", path) => server.public_key = Some(path.into()),
             ("sslcert", path) => cert = Some(PathBuf::from(path)),
             ("sslkey", path) => key = Some(PathBuf::from(path)),
             ("connect_timeout", seconds) => match seconds.parse() {
@@ -114,7 +118,7 @@ fn parameters(url: &Url, server: &mut Server, faults: &mut Vec<OptionFault>) {
             (other, _) => faults.push(fault(
                 "url",
                 format!("unknown url parameter {other:?}"),
-                "Use sslmode, sslrootcert, sslcert, sslkey or connect_timeout, or remove it.",
+                "Use sslmode, sslrootcert, sslcert, sslkey, server_public_key or connect_timeout, or remove it.",
             )),
         }
     }

@@ -19,6 +19,7 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour},
     decoder::{self, Decoder, Event},
+    drift::Drift,
     error::torn,
     monitor::{Quiet, StreamMonitor},
     payload,
@@ -60,6 +61,7 @@ pub struct MysqlSource {
     /// An error behind transactions that were handed out first.
     failed: Option<Error>,
     quiet: watch::Sender<Quiet>,
+    drift: Drift,
     monitor: Arc<StreamMonitor>,
     /// The last position handed out, and when.
     given: Place,
@@ -86,8 +88,9 @@ impl MysqlSource {
         let Opening { identity, is_bound, place, stood, trail } = opening;
         let mut decoder = Decoder::new(place.clone(), is_bound, Arc::clone(&settings));
         decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&trail)), stood);
+        let drift = Drift::default();
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
-        let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen));
+        let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen, drift.clone()));
         Self {
             decoder,
             trail,
@@ -101,6 +104,7 @@ impl MysqlSource {
             again: None,
             failed: None,
             quiet,
+            drift,
             monitor,
             given: place,
             given_at: Instant::now(),
@@ -113,6 +117,7 @@ impl MysqlSource {
         loop {
             let Some(event) = self.next_event(batch).await? else {
                 self.tell();
+                self.look_after().await;
                 if !self.wait(gathering, latest).await? {
                     return Ok(());
                 }
@@ -234,8 +239,42 @@ impl MysqlSource {
                 self.decoder.tables.remember(&name, map.raw, shape)
             }
         };
-        self.decoder.tables.put(map.id, Table { fields: decoder::fields(&map), shape: Some(shape) });
+        self.drift.came_back(&name);
+        self.decoder.tables.put(map.id, Table { name, fields: decoder::fields(&map), shape: Some(shape) });
         Ok(())
+    }
+
+    /// Looks into what the decoder noticed. A server that does not answer now is asked the next time.
+    async fn look_after(&mut self) {
+        let Some(news) = self.decoder.take_news() else { return };
+        news.dropped.iter().for_each(|table| self.drift.dropped(table));
+        for table in news.bare {
+            if self.drift.is_due(&table)
+                && let Ok(mut connection) = self.catalog().await
+                && self.drift.judge(&mut connection, &table).await.is_ok()
+            {
+                self.catalog = Some(connection);
+            }
+        }
+        if self.flavour == Flavour::Mariadb {
+            // It opens the other table in the binlog too, and that says more.
+            return;
+        }
+        for table in &news.deleted {
+            if self.drift.is_due(&format!("below {table}"))
+                && let Ok(mut connection) = self.catalog().await
+                && self.drift.judge_below(&mut connection, &self.settings, table).await.is_ok()
+            {
+                self.catalog = Some(connection);
+            }
+        }
+    }
+
+    async fn catalog(&mut self) -> Result<Connection> {
+        match self.catalog.take() {
+            Some(connection) => Ok(connection),
+            None => Connection::open(&self.settings.server).await,
+        }
     }
 
     /// A session that sat idle may have been ended by the server: one fresh try.

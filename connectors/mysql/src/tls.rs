@@ -78,7 +78,8 @@ fn roots(server: &Server) -> Result<RootCertStore> {
     Ok(store)
 }
 
-fn contents(path: &Path) -> io::Result<Vec<u8>> {
+/// A file of a certificate or a key.
+pub fn contents(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)? as u64 > MAX_FILE {
         return Err(io::Error::other("the file is too large"));

@@ -3,7 +3,7 @@
 use headwater_connector::{Error, Result};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-use super::{Connection, Flavour};
+use super::{Connection, Flavour, rsa::PublicKey};
 use crate::{
     codes,
     error::{ServerError, printable, protocol, torn},
@@ -150,9 +150,7 @@ async fn answer(connection: &mut Connection, server: &Server, capabilities: u32,
                     clear.push(0);
                     clear
                 }
-                ("caching_sha2_password", [4]) => {
-                    return Err(unsafe_login("the server wants the password itself, and the connection is not encrypted"));
-                }
+                ("caching_sha2_password", [4]) => sealed(server, &password, &scramble)?,
                 _ => return Err(protocol("an unexpected message came in the login")),
             },
             _ => return Err(protocol("an unexpected message came in the login")),
@@ -186,6 +184,22 @@ fn proof(plugin: &str, password: &str, scramble: &[u8]) -> Option<Vec<u8>> {
         }
         _ => None,
     }
+}
+
+/// The password, readable for the owner of the pinned key only.
+fn sealed(server: &Server, password: &str, scramble: &[u8]) -> Result<Vec<u8>> {
+    let Some(path) = &server.public_key else {
+        return Err(unsafe_login("the server wants the password itself, and the connection is not encrypted"));
+    };
+    let unusable = |what: &str| {
+        Error::new(&codes::UNSAFE_LOGIN, what)
+            .at("file", path.display())
+            .hint("Copy public_key.pem out of the server's data directory, and name the copy: server_public_key in the url.")
+    };
+    let text = crate::tls::contents(path).map_err(|error| unusable("the server's public key cannot be read").caused_by(error))?;
+    let key = std::str::from_utf8(&text).ok().and_then(PublicKey::parse);
+    let key = key.ok_or_else(|| unusable("the server's public key is no RSA key of 2048 bits or more"))?;
+    key.seal(password, scramble).ok_or_else(|| unusable("the password is too long for the server's public key"))
 }
 
 fn refused_plugin(plugin: &str) -> Error {

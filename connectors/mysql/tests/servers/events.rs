@@ -318,7 +318,76 @@ async fn gtids_that_are_switched_off_stop() {
     assert_eq!(refused(&*connector, &at).await, "HW3041");
 }
 
+/// Reads on until the findings are these, as pairs of code and table.
+async fn finds(reader: &mut Reader, wanted: &[(&str, &str)]) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        reader.batch().await.unwrap_or_else(|error| panic!("{error}"));
+        let found = reader.source.monitor().findings();
+        let pairs: Vec<(&str, &str)> = found
+            .iter()
+            .map(|error| {
+                (
+                    error.code().id,
+                    error.place().iter().find(|(label, _)| *label == "table").map_or("", |(_, table)| table.as_str()),
+                )
+            })
+            .collect();
+        if pairs == wanted {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{found:?}");
+    }
+}
+
+/// M23: InnoDB changes rows of the child and says nothing; MariaDB says that the child was opened, MySQL not even that.
+async fn a_cascade_that_left_no_trace_is_told_of(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE items (id int PRIMARY KEY);\n\
+         CREATE TABLE plain (id int PRIMARY KEY, item int, FOREIGN KEY (item) REFERENCES items (id));\n\
+         CREATE TABLE child (id int PRIMARY KEY, item int, FOREIGN KEY (item) REFERENCES items (id) ON DELETE CASCADE);\n\
+         INSERT INTO items VALUES (1), (2);\nINSERT INTO child VALUES (1, 1)"
+    ));
+    let connector = server.connector(&database, json!({ "accept_cascades": true }));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    server.sql(&format!(
+        "USE {database};\nINSERT INTO items VALUES (3);\nINSERT INTO child VALUES (3, 3);\nUPDATE child SET item = 2 WHERE id = 3"
+    ));
+    reader.read(3).await;
+    finds(&mut reader, &[]).await;
+    server.sql(&format!("USE {database};\nDELETE FROM items WHERE id = 1"));
+    assert_eq!(reader.read(4).await[3], "Delete items 1", "the child's row is gone without an event");
+    assert_eq!(server.sql(&format!("SELECT count(*) FROM {database}.child WHERE item = 1")), "0");
+    finds(&mut reader, &[("HW3035", &format!("{database}.child"))]).await;
+}
+
+/// A table that was dropped is told of until it has rows again.
+async fn a_dropped_table_is_told_of(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    let create = |table: &str| server.sql(&format!("CREATE TABLE {database}.{table} (id int PRIMARY KEY)"));
+    ["a", "b", "c"].iter().for_each(|table| drop(create(table)));
+    let connector = server.connector(&database, json!({ "tables": [format!("{database}.a"), format!("{database}.b")] }));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    server.sql(&format!("USE {database};\nINSERT INTO a VALUES (1);\nINSERT INTO b VALUES (1);\nDROP TABLE c, a"));
+    reader.read(2).await;
+    let [a, b] = ["a", "b"].map(|table| format!("{database}.{table}"));
+    finds(&mut reader, &[("HW3042", &a)]).await;
+    create("a");
+    server.sql(&format!("INSERT INTO {a} VALUES (2)"));
+    reader.read(3).await;
+    finds(&mut reader, &[]).await;
+    server.sql(&format!("DROP DATABASE {database}"));
+    finds(&mut reader, &[("HW3042", &a), ("HW3042", &b)]).await;
+}
+
 on_both! {
+    a_cascade_that_left_no_trace_is_told_of
+    a_dropped_table_is_told_of
     a_prepared_transaction_happens_at_its_commit
     a_prepared_transaction_is_cut_where_it_is_committed
     the_commit_of_what_was_prepared_before_the_start_stops

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod events;
+mod login;
 mod rogue;
 mod stream;
 mod suite;

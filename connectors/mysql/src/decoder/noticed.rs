@@ -1,0 +1,54 @@
+//! What the stream shows beside rows: tables that were opened and not changed, and tables that are gone.
+
+use super::Decoder;
+use crate::{
+    drift::News,
+    statement::{Head, Name},
+};
+
+impl Decoder {
+    /// What was noticed since the last time.
+    pub fn take_news(&mut self) -> Option<News> {
+        if self.news.is_empty() { None } else { Some(std::mem::take(&mut self.news)) }
+    }
+
+    /// Rows of a table came; at the end of the statement those are left that it opened without changing a row. Their rows were perhaps
+    /// changed by the storage engine alone.
+    #[inline]
+    pub(super) fn opened(&mut self, table: Option<u64>, is_end: bool) {
+        if let Some(table) = table {
+            self.mapped.retain(|mapped| *mapped != table);
+        }
+        if !is_end {
+            return;
+        }
+        while let Some(id) = self.mapped.pop() {
+            let Some(at) = self.tables.find(id) else { continue };
+            if let Some(shape) = &self.tables.get(at).shape {
+                News::note(&mut self.news.bare, &shape.schema.table);
+            }
+        }
+    }
+
+    /// Notes which selected tables are gone.
+    pub(super) fn dropped(&mut self, head: &Head) {
+        match head {
+            Head::Drop(names) => {
+                for Name { database, table } in names {
+                    if let (Ok(database), Ok(table)) = (std::str::from_utf8(database), std::str::from_utf8(table))
+                        && self.settings.selects(database, table)
+                    {
+                        News::note(&mut self.news.dropped, &format!("{database}.{table}"));
+                    }
+                }
+            }
+            Head::DropDatabase(database) => {
+                let Ok(database) = std::str::from_utf8(database) else { return };
+                for table in self.tables.names().filter(|name| name.split_once('.').is_some_and(|(of, _)| of == database)) {
+                    News::note(&mut self.news.dropped, table);
+                }
+            }
+            _ => {}
+        }
+    }
+}
