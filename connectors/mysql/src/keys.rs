@@ -86,7 +86,7 @@ impl Keyed {
     }
 
     /// The first key whose first column is at least a number.
-    pub fn from_number(&self, number: i128) -> String {
+    pub fn select_at_number(&self, number: i128) -> String {
         let first = self.parts.first().map_or("", |part| part.name.as_str());
         let place = self.place(&[format!("{first} >= {number}")]);
         format!("SELECT {} {place} ORDER BY {} LIMIT 1", self.raw_keys(), self.list())

@@ -277,7 +277,7 @@ impl MysqlReader {
         self.connect().await?.query("SET SESSION character_set_results = NULL").await?;
         for part in 1..parts as i128 {
             let at = low + (high - low) * part / parts as i128;
-            let key = self.key(&request, &shape, &shape.keyed.from_number(at)).await?;
+            let key = self.key(&request, &shape, &shape.keyed.select_at_number(at)).await?;
             found.extend(key.filter(|key| found.last() != Some(key)));
         }
         self.connect().await?.query("SET SESSION character_set_results = utf8mb4").await?;

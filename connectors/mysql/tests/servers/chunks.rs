@@ -94,13 +94,13 @@ async fn every_key_is_read_in_pieces_in_the_servers_order(flavour: Flavour) {
     }
     server.sql(&sql);
     let (_connector, _source, mut reader) = opened(flavour, &database).await;
-    for at in 0..KEYS.len() {
+    for (at, key) in KEYS.iter().enumerate() {
         let table = format!("{database}.k{at}");
         let all = in_pieces(&mut *reader, &table, 1000, None).await;
         let count: usize = server.sql(&format!("SELECT count(*) FROM {table}")).parse().expect("a number");
-        assert_eq!(all.len(), count, "{:?}", KEYS[at]);
+        assert_eq!(all.len(), count, "{key:?}");
         for rows in [1, 2, 3] {
-            assert_eq!(in_pieces(&mut *reader, &table, rows, None).await, all, "{:?} by {rows}", KEYS[at]);
+            assert_eq!(in_pieces(&mut *reader, &table, rows, None).await, all, "{key:?} by {rows}");
         }
     }
     reader.close().await;
