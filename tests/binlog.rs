@@ -1,6 +1,6 @@
 //! MariaDB and MySQL: a daemon that is killed again and again publishes every change once, in the order of the binlog.
 
-#[allow(dead_code)]
+#[allow(dead_code, unused_macros)]
 #[path = "../connectors/mysql/tests/servers/support.rs"]
 mod servers;
 
