@@ -1,6 +1,6 @@
 .PHONY: demo test lint bench kill soak compose-test
 
-demo: ; @scripts/demo.sh   # a shop on a real PostgreSQL, and a daemon that gets killed
+demo: ; @scripts/demo.sh   # a shop on a real PostgreSQL (or SOURCE=mariadb, SOURCE=mysql), and a daemon that gets killed
 test: ; @scripts/test.sh   # every check and test, on real servers
 lint: ; @scripts/lint.sh   # format and clippy; dependencies too where cargo-deny is installed
 bench: ; @scripts/bench.sh # beside pg_recvlogical, on the same backlog

@@ -8,6 +8,7 @@ mod checker;
 mod cli;
 mod control;
 mod crash;
+mod demo;
 mod drift;
 mod embedded;
 mod http;

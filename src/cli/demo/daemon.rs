@@ -39,8 +39,8 @@ impl Daemon {
             "log": { "kind": "embedded", "path": directory.join("log") },
             "http": { "listen": format!("127.0.0.1:{port}") },
             "connectors": { schema: { "source": {
-                "kind": "postgres",
-                "url": server.url(),
+                "kind": server.address.monolith.kind(),
+                "url": server.address.url,
                 // So slowly that a person can follow, and that it is killed in the middle.
                 "backfill": { "rows_per_second": ROWS_PER_SECOND },
                 "tables": [format!("{schema}.customers"), format!("{schema}.orders"), format!("{schema}.payments")],

@@ -1,10 +1,14 @@
-//! `headwater demo`: a small shop on a real PostgreSQL becomes topics, while the daemon is killed again and again.
+//! `headwater demo`: a small shop on a real database becomes topics, while the daemon is killed again and again.
 //!
-//! [`server`] finds and starts a database, [`shop`] is the monolith, [`daemon`] the headwater that gets killed,
+//! [`server`] finds and starts a database ([`postgres`], [`mysql`]), [`shop`] is the monolith ([`build`] its tables), [`daemon`] the
+//! headwater that gets killed,
 //! [`ledger`] counts both ends independently, [`show`] is what a person sees.
 
+mod build;
 mod daemon;
 mod ledger;
+mod mysql;
+mod postgres;
 mod server;
 mod shop;
 mod show;
@@ -20,7 +24,7 @@ use tokio::{
 use self::{
     daemon::Daemon,
     ledger::{Ledger, Truth},
-    server::Server,
+    server::{Monolith, Server},
     shop::Shop,
     show::Show,
 };
@@ -44,9 +48,9 @@ pub struct Args {
     /// Use this server instead of starting one; the demo makes a schema of its own there and removes it afterwards.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// What the monolith runs on.
-    #[arg(long, default_value = "postgres", value_parser = ["postgres"])]
-    source: String,
+    /// What the monolith runs on; `--url` says it too.
+    #[arg(long, value_enum, default_value = "postgres")]
+    source: Monolith,
     /// How long the shop is open.
     #[arg(long, default_value_t = 18, value_parser = clap::value_parser!(u64).range(3..=3600), value_name = "SECONDS")]
     seconds: u64,
@@ -104,8 +108,8 @@ struct Stage {
 impl Stage {
     async fn server(&self, args: &Args) -> Result<Server> {
         let server = match &args.url {
-            Some(url) => Server::existing(url),
-            None => Server::start(self.directory.path(), &self.show).await?,
+            Some(url) => Server::existing(Monolith::of_url(url).unwrap_or(args.source), url),
+            None => Server::start(args.source, self.directory.path(), &self.show).await?,
         };
         self.show.title(&server.describe().await?);
         Ok(server)
@@ -114,7 +118,7 @@ impl Stage {
     /// Trades, kills, restarts, and counts both ends.
     async fn perform(&mut self, args: &Args, server: &Server, shop: &Shop) -> Result<(Played, Ledger)> {
         let Self { show, daemon, directory } = self;
-        shop.fill(server, show).await?;
+        shop.fill(show).await?;
         let daemon = daemon.insert(Daemon::start(directory.path(), server, shop.schema(), show).await?);
         // A task set ends its tasks when it is dropped.
         let mut background = JoinSet::new();

@@ -1,77 +1,148 @@
-//! A PostgreSQL for the demo: one that is there, or one that is started in a temporary directory.
+//! A database server for the demo: one that is there, or one that is started in a temporary directory.
 
-use std::{
-    fs,
-    net::TcpListener,
-    os::unix::{fs::chown, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, net::TcpListener, os::unix::process::CommandExt, path::Path, process::Command};
 
 use headwater_connector::{Error, Result};
-use headwater_postgres::Session;
 
-use super::{failed, show::Show};
+use super::{failed, mysql, postgres, show::Show};
 use crate::cli::codes;
+
+/// What the monolith runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Monolith {
+    /// PostgreSQL
+    Postgres,
+    /// MariaDB
+    Mariadb,
+    /// MySQL
+    Mysql,
+}
+
+impl Monolith {
+    /// What a URL names.
+    pub fn of_url(url: &str) -> Option<Self> {
+        match url.split(':').next()? {
+            "postgres" | "postgresql" => Some(Self::Postgres),
+            "mariadb" => Some(Self::Mariadb),
+            "mysql" => Some(Self::Mysql),
+            _ => None,
+        }
+    }
+
+    /// The connector's kind.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Mariadb => "mariadb",
+            Self::Mysql => "mysql",
+        }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Mariadb => "MariaDB",
+            Self::Mysql => "MySQL",
+        }
+    }
+}
+
+/// A session on either.
+pub enum Session {
+    /// PostgreSQL
+    Postgres(headwater_postgres::Session),
+    /// MariaDB or MySQL
+    Binlog(headwater_mysql::Session),
+}
+
+impl Session {
+    /// Runs one statement; a cell is text or NULL.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+        match self {
+            Self::Postgres(session) => session.query(sql).await,
+            Self::Binlog(session) => session.query(sql).await,
+        }
+    }
+}
+
+/// Where a server is.
+#[derive(Clone)]
+pub struct Address {
+    /// What it is.
+    pub monolith: Monolith,
+    /// For the connector too.
+    pub url: String,
+}
+
+impl Address {
+    /// A session of its own.
+    pub async fn session(&self) -> Result<Session> {
+        Ok(match self.monolith {
+            Monolith::Postgres => Session::Postgres(headwater_postgres::Session::open(&self.url).await?),
+            Monolith::Mariadb | Monolith::Mysql => Session::Binlog(headwater_mysql::Session::open(&self.url).await?),
+        })
+    }
+}
 
 /// A server that the shop runs on.
 pub struct Server {
-    url: String,
-    /// Held for its drop, which stops it.
-    _own: Option<Cluster>,
-}
-
-/// A server that was started here; stopped on drop.
-struct Cluster {
-    binaries: PathBuf,
-    data: PathBuf,
-    user: Option<(u32, u32)>,
+    /// Where it is.
+    pub address: Address,
+    /// What was started here, held for its drop, which stops it.
+    _own: Option<Box<dyn Send>>,
 }
 
 impl Server {
     /// The user's own server.
-    pub fn existing(url: &str) -> Self {
-        Self { url: url.to_owned(), _own: None }
+    pub fn existing(monolith: Monolith, url: &str) -> Self {
+        Self { address: Address { monolith, url: url.to_owned() }, _own: None }
     }
 
-    /// Makes a cluster in `directory` and starts it on a free port of loopback.
-    pub async fn start(directory: &Path, show: &Show) -> Result<Self> {
-        let binaries = find_binaries()?;
-        show.step("starting a PostgreSQL in a temporary directory");
-        let data = directory.join("postgres");
-        let port = free_port()?;
-        // PostgreSQL refuses to run as root, so a root user hands the directory to an ordinary one.
-        let user = if fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0) {
-            Some(ordinary_user()?)
-        } else {
-            None
+    /// Makes a server's data in `directory` and starts it on a free port of loopback.
+    pub async fn start(monolith: Monolith, directory: &Path, show: &Show) -> Result<Self> {
+        show.step(&format!("starting a {} in a temporary directory", monolith.name()));
+        let (data, port) = (directory.join("server"), free_port()?);
+        // The servers refuse to run as root, so a root user hands the directory to an ordinary one.
+        let user = match fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0) {
+            true => Some(ordinary_user(monolith)?),
+            false => None,
         };
-        let cluster = Cluster { binaries, data, user };
-        tokio::task::spawn_blocking(move || {
-            cluster.initialise(port)?;
-            cluster.pg_ctl(&["-w", "-t", "60", "-l", "server.log", "start"])?;
-            Ok(Self { url: format!("postgres://postgres@127.0.0.1:{port}/postgres"), _own: Some(cluster) })
-        })
-        .await
-        .map_err(|error| failed("starting PostgreSQL was interrupted").caused_by(error))?
+        let started = tokio::task::spawn_blocking(move || -> Result<(String, Box<dyn Send>)> {
+            match monolith {
+                Monolith::Postgres => postgres::start(data, port, user),
+                Monolith::Mariadb | Monolith::Mysql => mysql::start(monolith, data, port, user),
+            }
+        });
+        let started = started.await.map_err(|error| failed("starting the server was interrupted").caused_by(error))?;
+        let (url, own) = started?;
+        let server = Self { address: Address { monolith, url }, _own: Some(own) };
+        server.answers().await.map(|()| server)
     }
 
-    /// The URL of the database.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// A session of its own.
-    pub async fn session(&self) -> Result<Session> {
-        Session::open(&self.url).await
+    /// Waits until somebody can log in.
+    async fn answers(&self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + START;
+        loop {
+            match self.address.session().await {
+                Ok(_) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            }
+        }
     }
 
     /// What runs there.
     pub async fn describe(&self) -> Result<String> {
-        let mut session = self.session().await?;
-        let rows = session.query("SELECT current_setting('server_version')").await?;
+        let mut session = self.address.session().await?;
+        let sql = match self.address.monolith {
+            Monolith::Postgres => "SELECT current_setting('server_version')",
+            Monolith::Mariadb | Monolith::Mysql => "SELECT version()",
+        };
+        let rows = session.query(sql).await?;
         let version = rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default();
-        Ok(format!("PostgreSQL {}", version.split(' ').next().unwrap_or_default()))
+        let version = version.split([' ', '-']).next().unwrap_or_default();
+        Ok(format!("{} {version}", self.address.monolith.name()))
     }
 
     /// Stops what was started here.
@@ -81,49 +152,32 @@ impl Server {
     }
 }
 
-impl Cluster {
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.binaries.join(program));
-        command.current_dir(&self.data).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // A terminal's Ctrl-C goes to its whole process group; the server is stopped by us, in order.
-        command.process_group(0);
-        if let Some((user, group)) = self.user {
-            command.uid(user).gid(group);
-        }
-        command
-    }
+/// How long a server may take until it answers.
+const START: std::time::Duration = std::time::Duration::from_secs(60);
 
-    fn initialise(&self, port: u16) -> Result<()> {
-        let trouble = |error| failed("the directory of the server cannot be made").caused_by(error);
-        fs::create_dir_all(&self.data).map_err(trouble)?;
-        if let Some((user, group)) = self.user {
-            chown(&self.data, Some(user), Some(group)).map_err(trouble)?;
-        }
-        let data = self.data.join("data");
-        let data = data.to_string_lossy();
-        let mut initdb = self.command("initdb");
-        run(initdb.args(["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]))?;
-        let settings = format!(
-            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nwal_level = logical\nfsync = off\n\
-             logging_collector = off\n"
-        );
-        let file = self.data.join("data/postgresql.auto.conf");
-        fs::write(&file, settings).map_err(trouble)
-    }
+/// User and group that a server runs as, if not as ours.
+pub type User = Option<(u32, u32)>;
 
-    fn pg_ctl(&self, arguments: &[&str]) -> Result<()> {
-        run(self.command("pg_ctl").arg("-D").arg(self.data.join("data")).args(arguments).stderr(Stdio::null()))
+/// Makes a command run as a user, apart from the terminal: its Ctrl-C goes to a whole process group, and the server is stopped by us, in order.
+pub fn apart(command: &mut Command, user: User) {
+    command.process_group(0);
+    if let Some((user, group)) = user {
+        command.uid(user).gid(group);
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // Nothing in it is worth a clean stop, and an error here has nobody to hear it.
-        drop(self.pg_ctl(&["-m", "immediate", "-t", "20", "stop"]));
+/// Makes a directory that a user owns.
+pub fn make_directory(path: &Path, user: User) -> Result<()> {
+    let trouble = |error| failed("the directory of the server cannot be made").caused_by(error);
+    fs::create_dir_all(path).map_err(trouble)?;
+    match user {
+        Some((user, group)) => std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(trouble),
+        None => Ok(()),
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| failed(format!("{name} cannot be run")).caused_by(error))?;
     if output.status.success() {
@@ -134,41 +188,17 @@ fn run(command: &mut Command) -> Result<()> {
     Err(failed(format!("{name} failed: {last}")))
 }
 
-/// `HEADWATER_PG_BIN`, else PATH, else where distributions put them, the newest first.
-fn find_binaries() -> Result<PathBuf> {
-    let complete = |directory: &PathBuf| ["initdb", "pg_ctl", "postgres"].iter().all(|name| directory.join(name).exists());
-    if let Some(directory) = std::env::var_os("HEADWATER_PG_BIN").map(PathBuf::from) {
-        return Some(directory.clone()).filter(complete).ok_or_else(|| {
-            Error::new(&codes::DEMO, "HEADWATER_PG_BIN does not hold initdb, pg_ctl and postgres")
-                .at("directory", directory.display())
-                .hint("Point HEADWATER_PG_BIN at the bin directory of a PostgreSQL server.")
-        });
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut packaged: Vec<PathBuf> = Vec::new();
-    for pattern in ["/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin"] {
-        packaged.extend(glob::glob(pattern).into_iter().flatten().flatten());
-    }
-    packaged.sort();
-    let found = packaged.into_iter().rev().chain(std::env::split_paths(&path)).find(|directory| complete(directory));
-    found.ok_or_else(|| {
-        Error::new(&codes::DEMO, "no PostgreSQL server was found on this machine").hint(
-            "Run `make demo`, which gets one; or install PostgreSQL, set HEADWATER_PG_BIN to its bin directory, or pass \
-             `--url postgres://…` of a server that you have.",
-        )
-    })
-}
-
-/// User and group ids of `postgres`, else of `nobody`.
-fn ordinary_user() -> Result<(u32, u32)> {
+/// User and group ids of the server's own user, else of `nobody`.
+fn ordinary_user(monolith: Monolith) -> Result<(u32, u32)> {
     let users = fs::read_to_string("/etc/passwd").map_err(|error| failed("the users are not known").caused_by(error))?;
     let ids = |name: &str| {
         let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
         let mut fields = line.split(':').skip(2);
         Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     };
-    ids("postgres").or_else(|| ids("nobody")).ok_or_else(|| {
-        Error::new(&codes::DEMO, "PostgreSQL does not run as root, and there is no user postgres or nobody")
+    let own = if monolith == Monolith::Postgres { "postgres" } else { "mysql" };
+    ids(own).or_else(|| ids("nobody")).ok_or_else(|| {
+        Error::new(&codes::DEMO, format!("{} does not run as root, and there is no user {own} or nobody", monolith.name()))
             .hint("Run the demo as an ordinary user.")
     })
 }

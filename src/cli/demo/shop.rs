@@ -4,10 +4,15 @@ use std::collections::HashSet;
 
 use fastrand::Rng;
 use headwater_connector::Result;
-use headwater_postgres::Session;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::{failed, ledger::TABLES, server::Server, show::Show};
+use super::{
+    build::{self, CUSTOMERS, ORDERS, PAYMENTS},
+    failed,
+    ledger::TABLES,
+    server::{Address, Monolith, Server},
+    show::Show,
+};
 
 /// Pause between two transactions of the shop, so that a person can follow.
 const PAUSE: Duration = Duration::from_millis(12);
@@ -15,22 +20,19 @@ const PAUSE: Duration = Duration::from_millis(12);
 /// Every n-th transaction is shown.
 const SHOWN: u64 = 11;
 
-/// Rows that are there before the start: enough to be read for some seconds.
-const CUSTOMERS: i64 = 2_000;
-const ORDERS: i64 = 12_000;
-const PAYMENTS: i64 = 6_000;
-
 /// The shop's place on the server.
 #[derive(Clone)]
 pub struct Shop {
-    url: String,
+    address: Address,
+    /// PostgreSQL's schema, MySQL's database.
     schema: String,
 }
 
 /// One row change as the database itself recorded it, in the transaction that made it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fact {
-    /// Transaction id, 32 bit, as the log carries it; 0 for a row that was there before.
+    /// Transaction id, 32 bit, as the log carries it; 0 for a row that was there before, and where a transaction does not know its name
+    /// before it is committed (MariaDB, MySQL).
     pub xid: u32,
     /// Bare table name.
     pub table: String,
@@ -44,15 +46,15 @@ impl Shop {
     /// A shop that is not built yet, under a name that nobody has.
     pub fn new(server: &Server) -> Self {
         let schema = format!("shop_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        Self { url: server.url().to_owned(), schema }
+        Self { address: server.address.clone(), schema }
     }
 
     /// Builds and fills it. Its rows are there before headwater starts, and the shop's own record says so.
-    pub async fn fill(&self, server: &Server, show: &Show) -> Result<()> {
+    pub async fn fill(&self, show: &Show) -> Result<()> {
         let rows = CUSTOMERS + ORDERS + PAYMENTS;
         show.step(&format!("filling a shop: customers, orders, payments; {rows} rows that are there before headwater is"));
-        let mut session = server.session().await?;
-        for statement in self.statements() {
+        let mut session = self.address.session().await?;
+        for statement in build::statements(self.address.monolith, &self.schema) {
             session.query(&statement).await?;
         }
         Ok(())
@@ -63,56 +65,20 @@ impl Shop {
         &self.schema
     }
 
-    fn statements(&self) -> Vec<String> {
-        let s = &self.schema;
-        let mut statements = vec![
-            format!("CREATE SCHEMA {s}"),
-            format!(
-                "CREATE TABLE {s}.customers (id int8 PRIMARY KEY, name text NOT NULL, email text, since timestamptz DEFAULT now())"
-            ),
-            format!(
-                "CREATE TABLE {s}.orders (id int8 PRIMARY KEY, customer int8, status text, total numeric(10,2), items jsonb)"
-            ),
-            format!("CREATE TABLE {s}.payments (id int8 PRIMARY KEY, order_id int8, amount numeric(10,2), method text)"),
-            format!("CREATE TABLE {s}.truth (xid int8, tbl text, op text, id int8)"),
-            format!(
-                "CREATE FUNCTION {s}.record() RETURNS trigger LANGUAGE plpgsql AS $$ \
-                 DECLARE x int8 := txid_current() % 4294967296; BEGIN \
-                 IF TG_OP = 'DELETE' THEN INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'd', OLD.id); \
-                 ELSIF TG_OP = 'INSERT' THEN INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'c', NEW.id); \
-                 ELSIF OLD.id = NEW.id THEN INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'u', NEW.id); \
-                 ELSE INSERT INTO {s}.truth VALUES (x, TG_TABLE_NAME, 'd', OLD.id), (x, TG_TABLE_NAME, 'c', NEW.id); \
-                 END IF; RETURN NULL; END $$"
-            ),
-            format!(
-                "INSERT INTO {s}.customers SELECT i, 'Customer ' || i, 'c' || i || '@example.com' FROM generate_series(1, {CUSTOMERS}) i"
-            ),
-            format!(
-                "INSERT INTO {s}.orders SELECT i, i % {CUSTOMERS} + 1, 'open', i * 1.25, '[{{\"sku\": \"A1\"}}]' \
-                 FROM generate_series(1, {ORDERS}) i"
-            ),
-            format!("INSERT INTO {s}.payments SELECT i, i, i * 1.25, 'card' FROM generate_series(1, {PAYMENTS}) i"),
-        ];
-        // The triggers come last: what is there before the start counts as rows to be read, under no transaction.
-        statements.extend(TABLES.map(|table| format!("INSERT INTO {s}.truth SELECT 0, '{table}', 'r', id FROM {s}.{table}")));
-        statements.extend(TABLES.map(|table| {
-            format!(
-                "CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {s}.{table} FOR EACH ROW EXECUTE FUNCTION {s}.record()"
-            )
-        }));
-        statements
-    }
-
     /// Buys and sells until the shop closes. Returns how many transactions committed.
     pub async fn trade(self, closes: Instant, show: Show) -> Result<u64> {
-        let mut session = Session::open(&self.url).await?;
+        let mut session = self.address.session().await?;
         let mut rng = Rng::with_seed(20);
         let mut committed = 0;
         let mut next_id = 1_000_000;
         while Instant::now() < closes {
             let deal = deal(&self.schema, &mut rng, &mut next_id);
             let end = if rng.u32(0..12) == 0 { "ROLLBACK" } else { "COMMIT" };
-            session.query(&format!("BEGIN; {}; {end}", deal.sql)).await?;
+            session.query("BEGIN").await?;
+            for statement in &deal.statements {
+                session.query(statement).await?;
+            }
+            session.query(end).await?;
             if end == "COMMIT" {
                 committed += 1;
                 if committed % SHOWN == 0 {
@@ -126,7 +92,7 @@ impl Shop {
 
     /// What the database says was committed.
     pub async fn truth(&self) -> Result<Vec<Fact>> {
-        let mut session = Session::open(&self.url).await?;
+        let mut session = self.address.session().await?;
         let rows = session.query(&format!("SELECT xid, tbl, op, id FROM {}.truth", self.schema)).await?;
         let fact = |row: Vec<Option<String>>| {
             let mut cells = row.into_iter().flatten();
@@ -138,7 +104,7 @@ impl Shop {
 
     /// The rows that are in the tables now.
     pub async fn rows(&self) -> Result<HashSet<(String, i64)>> {
-        let mut session = Session::open(&self.url).await?;
+        let mut session = self.address.session().await?;
         let mut rows = HashSet::new();
         for table in TABLES {
             let ids = session.query(&format!("SELECT id FROM {}.{table}", self.schema)).await?;
@@ -148,10 +114,13 @@ impl Shop {
         Ok(rows)
     }
 
-    /// Removes everything that the demo made on the server: slot, publication, schema.
+    /// Removes everything that the demo made on the server: tables, and on PostgreSQL slot and publication.
     pub async fn remove(&self) -> Result<()> {
-        let mut session = Session::open(&self.url).await?;
+        let mut session = self.address.session().await?;
         let s = &self.schema;
+        if self.address.monolith != Monolith::Postgres {
+            return session.query(&format!("DROP DATABASE IF EXISTS {s}")).await.map(drop);
+        }
         let drop_slot = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
              WHERE slot_name = 'headwater_{s}' AND NOT active"
@@ -171,7 +140,7 @@ impl Shop {
 
 /// One transaction of the shop: its statements and what a person reads.
 struct Deal {
-    sql: String,
+    statements: Vec<String>,
     words: String,
 }
 
@@ -185,7 +154,9 @@ fn deal(s: &str, rng: &mut Rng, next_id: &mut i64) -> Deal {
         0 => {
             let id = fresh();
             Deal {
-                sql: format!("INSERT INTO {s}.customers VALUES ({id}, 'Customer {id}', 'c{id}@example.com')"),
+                statements: vec![format!(
+                    "INSERT INTO {s}.customers (id, name, email) VALUES ({id}, 'Customer {id}', 'c{id}@example.com')"
+                )],
                 words: format!("INSERT customers {id}"),
             }
         }
@@ -193,31 +164,37 @@ fn deal(s: &str, rng: &mut Rng, next_id: &mut i64) -> Deal {
             let (id, cents) = (fresh(), rng.u32(100..99_999));
             let total = format!("{}.{:02}", cents / 100, cents % 100);
             Deal {
-                sql: format!(
-                    "INSERT INTO {s}.orders VALUES ({id}, {}, 'open', {total}, '[{{\"sku\": \"A{}\", \"n\": {}}}]'); \
-                     INSERT INTO {s}.payments VALUES ({id}, {id}, {total}, 'card')",
-                    rng.i64(1..CUSTOMERS),
-                    rng.u32(1..50),
-                    rng.u32(1..5)
-                ),
+                statements: vec![
+                    format!(
+                        "INSERT INTO {s}.orders VALUES ({id}, {}, 'open', {total}, '[{{\"sku\": \"A{}\", \"n\": {}}}]')",
+                        rng.i64(1..CUSTOMERS),
+                        rng.u32(1..50),
+                        rng.u32(1..5)
+                    ),
+                    format!("INSERT INTO {s}.payments VALUES ({id}, {id}, {total}, 'card')"),
+                ],
                 words: format!("INSERT orders {id} and its payment, {total}"),
             }
         }
         5..=7 => {
             let status = ["paid", "packed", "shipped"][rng.usize(0..3)];
             Deal {
-                sql: format!("UPDATE {s}.orders SET status = '{status}' WHERE id BETWEEN {order} AND {}", order + 2),
+                // The total changes too: an update to what a row is already is none on MySQL.
+                statements: vec![format!(
+                    "UPDATE {s}.orders SET status = '{status}', total = total + 0.05 WHERE id BETWEEN {order} AND {}",
+                    order + 2
+                )],
                 words: format!("UPDATE orders {order} to {}: {status}", order + 2),
             }
         }
         8 => Deal {
-            sql: format!("DELETE FROM {s}.payments WHERE id = {order}; DELETE FROM {s}.orders WHERE id = {order}"),
+            statements: ["payments", "orders"].map(|table| format!("DELETE FROM {s}.{table} WHERE id = {order}")).to_vec(),
             words: format!("DELETE orders {order} and its payment"),
         },
         _ => {
             let to = fresh();
             Deal {
-                sql: format!("UPDATE {s}.orders SET id = {to} WHERE id = {order}"),
+                statements: vec![format!("UPDATE {s}.orders SET id = {to} WHERE id = {order}")],
                 words: format!("UPDATE orders {order}: new key {to}"),
             }
         }
