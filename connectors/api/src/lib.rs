@@ -10,14 +10,17 @@
 //!    for ever, `Lost` needs an operator. Never put a row value or a secret into a message.
 //! 2. [`position`]: where a source stands. The runtime stores it and hands it back; only you understand it. Make it the end of the
 //!    last complete source transaction, plus a raw ordinal inside a transaction that was cut because of its size. Never the
-//!    place of a row.
+//!    place of a row. Know what it means on another server: whether it travels, or binds the checkpoint to one.
 //! 3. [`schema`], [`batch`]: rows as cells in an arena, with a closed set of logical types and a canonical text for each.
 //!    [`Value::Unchanged`] is not NULL.
 //! 4. [`source`]: pull batches, ack what is durable. On any error you are dropped and opened again at the last checkpoint.
 //! 5. [`connector`]: look, prepare, create, verify, open; and `check`, which tells an operator everything at once.
-//! 6. [`backfill`]: rows that are there already, with what proves that they do not contradict the stream.
+//! 6. [`backfill`]: rows that are there already, with what proves that they do not contradict the stream. What a snapshot saw is not what
+//!    the log held at that moment, on no server: you say which transactions it saw.
 //! 7. [`sink`]: the way back out of the log.
 //! 8. [`testkit`]: the suite that every source passes against a real server.
+//!
+//! `docs/write-a-source.md` goes through it in the order in which a source is built, with what the second source taught.
 //!
 //! What you promise:
 //!
