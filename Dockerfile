@@ -18,6 +18,7 @@ WORKDIR /src
 # The dependencies are a layer of their own, which changes only with the manifests: they are compiled over empty crates.
 COPY Cargo.toml Cargo.lock ./
 COPY connectors/api/Cargo.toml connectors/api/
+COPY connectors/mysql/Cargo.toml connectors/mysql/
 COPY connectors/postgres/Cargo.toml connectors/postgres/
 RUN for crate in . connectors/*; do mkdir -p "$crate/src" && : > "$crate/src/lib.rs"; done \
  && echo 'fn main() {}' > src/main.rs \

@@ -297,3 +297,13 @@ fn links_between_documents_resolve() {
     }
     fail_on(&faults);
 }
+
+/// The image compiles the dependencies over empty crates; a crate that is not there makes that fail.
+#[test]
+fn the_image_copies_every_manifest() {
+    let text = std::fs::read_to_string(root().join("Dockerfile")).expect("the Dockerfile");
+    let crates = std::fs::read_dir(root().join("connectors")).expect("the connectors");
+    let names = crates.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"));
+    let missing: Vec<String> = names.filter(|name| !text.contains(&format!("COPY connectors/{name}/Cargo.toml"))).collect();
+    fail_on(&missing);
+}

@@ -18,6 +18,7 @@ use crate::{
 const MAIN_FILES: &[(&str, &[&str])] = &[
     ("headwater.yaml", &["SHOP"]),
     ("compose/headwater.yaml", &["SHOP"]),
+    ("compose/headwater-mysql.yaml", &["WAREHOUSE"]),
     ("examples/all-options.yaml", &["SHOP"]),
     ("examples/kafka-sasl.yaml", &["ORDERS", "LOG"]),
     ("examples/mariadb-to-embedded.yaml", &["SHOP"]),
@@ -34,6 +35,7 @@ const OTHERS: &[&str] = &[
     "schema.json",
     ".gitignore",
     "compose/shop.sql",
+    "compose/shop-mysql.sql",
 ];
 
 /// What is no config of ours; `tests/monitoring.rs` holds these.
