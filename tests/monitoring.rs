@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::{daemon::Home, postgres::Postgres, root};
+use crate::{
+    binlog::servers::{Flavour, shared},
+    support::{daemon::Home, postgres::Postgres, root},
+};
 
 fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -82,13 +85,25 @@ fn dashboard_and_alerts_name_only_what_a_scrape_shows() {
     let server = Postgres::start_with(&["max_slot_wal_keep_size = '1GB'"]);
     let database = server.database();
     let home = Home::of_orders(&database);
+    // And a source that deletes its log by age says when.
+    let binlog = shared(Flavour::Mariadb);
+    binlog.sql("SET GLOBAL binlog_expire_logs_seconds = 604800;\nCREATE DATABASE watched;\nCREATE TABLE watched.items (id int PRIMARY KEY)");
+    home.write(
+        "connectors/items.yaml",
+        &format!(
+            "connectors:\n  items:\n    source:\n      kind: mariadb\n      url: {}\n      tables: [ watched.items ]\n",
+            binlog.url()
+        ),
+    );
     let mut daemon = home.start();
     daemon.wait_state("shop", "streaming");
     database.sql("INSERT INTO public.orders VALUES (1)");
     daemon.wait_caught_up("shop");
+    daemon.wait_caught_up("items");
     let answer = ureq::get(format!("http://{}/metrics", home.address())).call();
     let page = answer.expect("an answer").body_mut().read_to_string().expect("a page");
     let series = served(&page);
+    assert!(page.contains("headwater_source_safe_seconds{connector=\"items\"} 604800"), "all of it was read: {page}");
     let mut unused: BTreeSet<&String> = series.keys().collect();
     let mut faults = Vec::new();
     let all = [expressions_of_the_dashboard(), expressions_of_the_alerts()].concat();

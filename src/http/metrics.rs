@@ -118,6 +118,13 @@ const METRICS: &[Metric] = &[
         source: Source::Gauge(|sample| sample.retention.left_bytes.map(|bytes| bytes as f64)),
     },
     Metric {
+        name: "headwater_source_safe_seconds",
+        unit: "seconds",
+        meaning: "How long this connector may stand still before the source deletes log that it has not read; absent if nothing is deleted by age",
+        todo: "Near 0 the position is about to be lost: let the connector catch up, or have the server keep its log for longer",
+        source: Source::Gauge(|sample| sample.retention.left_seconds.map(|seconds| seconds as f64)),
+    },
+    Metric {
         name: "headwater_last_commit_timestamp_seconds",
         unit: "seconds",
         meaning: "When the last log transaction was committed, since 1970; absent before the first",

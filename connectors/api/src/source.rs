@@ -80,11 +80,13 @@ pub trait Monitor: Send + Sync {
     }
 }
 
-/// Log that a server may not forget because of one source. None where the kind of server does not say.
+/// How long the log that a source still needs stays on its server. None where the kind of server does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Bytes of log on the server's disk that it keeps for this source.
     pub held_bytes: Option<u64>,
     /// Bytes that may still be written before the server gives the source up; none without such a limit. Not negative.
     pub left_bytes: Option<u64>,
+    /// Seconds until the server may delete log that this source has not read, if it reads no further; none if it deletes nothing by age.
+    pub left_seconds: Option<u64>,
 }

@@ -80,6 +80,7 @@ pub struct Decoder {
     /// The last transaction that had changes for us.
     last_change: Option<Gtid>,
     spot: Spot,
+    time: u32,
     /// Whether the position's file must be this server's own.
     is_bound: bool,
     /// The file that is read, and where the next event begins in it; the server says so first of all.
@@ -117,6 +118,7 @@ impl Decoder {
             mapped: Vec::new(),
             news: News::default(),
             spot: place.spot,
+            time: 0,
             is_bound,
             id: String::new(),
             limits: Limits::default(),
@@ -140,6 +142,11 @@ impl Decoder {
             seen.to_mut().insert(gtid);
         }
         seen
+    }
+
+    /// When the server wrote what came last, in seconds since 1970; 0 before the first event.
+    pub fn time(&self) -> u32 {
+        self.time
     }
 
     /// The last transaction that had changes for us, since this was opened.
@@ -207,6 +214,7 @@ impl Decoder {
             Bad::Checksum => stops::checksum(&self.reading),
         })?;
         if header.next > 0 {
+            self.time = header.time;
             // The number has 32 bits, which the last transaction of a file can outgrow.
             self.reading.at += u64::from(header.next.wrapping_sub(self.reading.at as u32));
             self.begins_at = self.reading.at.saturating_sub(event.len() as u64);

@@ -1,9 +1,15 @@
 //! Lag at the moment of asking, measured over a session of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use headwater_connector::{Error, Monitor, Position, Result};
+use headwater_connector::{Error, Monitor, Position, Result, Retention};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -36,32 +42,56 @@ pub struct StreamMonitor {
     server: Server,
     session: Arc<Mutex<Option<Connection>>>,
     quiet: watch::Receiver<Quiet>,
+    read_to: Arc<AtomicU32>,
     drift: Drift,
 }
 
 impl StreamMonitor {
     /// Connects at the first question.
     pub fn new(server: Server, quiet: watch::Receiver<Quiet>, drift: Drift) -> Self {
-        Self { server, session: Arc::default(), quiet, drift }
+        Self { server, session: Arc::default(), quiet, read_to: Arc::default(), drift }
     }
 
-    async fn end_of_log(&self) -> Result<(GtidSet, Spot, Vec<Spot>)> {
+    /// The stream has come to what the server wrote at this time, in seconds since 1970.
+    pub fn came_to(&self, time: u32) {
+        self.read_to.store(time, Ordering::Relaxed);
+    }
+
+    async fn ask<T>(&self, question: impl AsyncFn(&mut Connection) -> Result<T>) -> Result<T> {
         let mut session = self.session.lock().await;
         // A session that sat idle may have been ended by the server: one fresh try.
         if let Some(mut connection) = session.take()
-            && let Ok(found) = ask(&mut connection).await
+            && let Ok(found) = question(&mut connection).await
         {
             *session = Some(connection);
             return Ok(found);
         }
         let mut connection = Connection::open(&self.server).await?;
-        let found = ask(&mut connection).await?;
+        let found = question(&mut connection).await?;
         *session = Some(connection);
         Ok(found)
     }
 }
 
-async fn ask(connection: &mut Connection) -> Result<(GtidSet, Spot, Vec<Spot>)> {
+/// How long the server keeps its binlog and what time it is there, both in seconds; none if it deletes nothing by age.
+async fn expiry(connection: &mut Connection) -> Result<Option<(u64, u64)>> {
+    // Newer MySQL can be told to delete nothing; the others do not know the word.
+    let purges = connection.try_query("SELECT @@global.binlog_expire_logs_auto_purge").await?;
+    if purges.is_ok_and(|rows| rows.first().is_some_and(|row| cell(row, 0) == "0")) {
+        return Ok(None);
+    }
+    let rows = connection.try_query("SELECT @@global.binlog_expire_logs_seconds, UNIX_TIMESTAMP()").await?.unwrap_or_default();
+    let number = |at| rows.first().and_then(|row| cell(row, at).split('.').next().and_then(|text| text.parse().ok()));
+    Ok(number(0).filter(|seconds| *seconds > 0).zip(number(1)))
+}
+
+/// Seconds until what was not read may be deleted, if it was written at or after `read_to`.
+fn left(keeps: u64, now: u64, read_to: u32, is_behind: bool) -> u64 {
+    let age = if is_behind { now.saturating_sub(read_to.into()) } else { 0 };
+    keeps.saturating_sub(age)
+}
+
+async fn end_of_log(connection: &mut Connection) -> Result<(GtidSet, Spot, Vec<Spot>)> {
     let (set, spot) = inspect::end(connection).await?;
     let rows = connection.query("SHOW BINARY LOGS").await?;
     let files = rows.iter().map(|row| Spot::new(cell(row, 0), cell(row, 1).parse().unwrap_or(0)));
@@ -86,7 +116,7 @@ impl Monitor for StreamMonitor {
 
     async fn lag_bytes(&self, committed: &Position) -> Result<u64> {
         let place = Place::from_position(committed)?;
-        let (set, end, files) = self.end_of_log().await?;
+        let (set, end, files) = self.ask(end_of_log).await?;
         let set = if place.is_of_files() { inspect::up_to(&end).unwrap_or(set) } else { set };
         if place.partial.is_none() && place.set.covers(&set) {
             return Ok(0);
@@ -101,11 +131,32 @@ impl Monitor for StreamMonitor {
         }
         Ok(between(&place.spot, &end, &files).max(1))
     }
+
+    async fn retention(&self) -> Result<Retention> {
+        let Some((keeps, now)) = self.ask(expiry).await? else { return Ok(Retention::default()) };
+        let (set, end, _) = self.ask(end_of_log).await?;
+        let read_to = self.read_to.load(Ordering::Relaxed);
+        let is_behind = {
+            let quiet = self.quiet.borrow();
+            let is_of_files = matches!(quiet.set, GtidSet::Places(_));
+            !quiet.set.covers(&if is_of_files { inspect::up_to(&end).unwrap_or(set) } else { set })
+        };
+        // At first nothing has come that tells how old the rest is.
+        let left_seconds = (read_to > 0 || !is_behind).then(|| left(keeps, now, read_to, is_behind));
+        Ok(Retention { left_seconds, ..Retention::default() })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_old_and_unread_has_less_time() {
+        assert_eq!(left(3600, 10_000, 4_000, false), 3600, "everything was read");
+        assert_eq!(left(3600, 10_000, 9_000, true), 2600);
+        assert_eq!(left(3600, 10_000, 1_000, true), 0);
+    }
 
     #[test]
     fn bytes_are_counted_over_files() {

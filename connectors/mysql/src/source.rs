@@ -345,6 +345,7 @@ impl Source for MysqlSource {
             }
             self.failed = Some(error);
         }
+        self.monitor.came_to(self.decoder.time());
         self.finish(batch);
         Ok(())
     }

@@ -112,7 +112,7 @@ impl Monitor for StreamMonitor {
             ))
             .await?;
         let number = |at: usize| row.get(at).and_then(Option::as_deref).and_then(|text| text.parse().ok());
-        Ok(Retention { held_bytes: number(0), left_bytes: number(1) })
+        Ok(Retention { held_bytes: number(0), left_bytes: number(1), left_seconds: None })
     }
 
     fn findings(&self) -> Vec<Error> {
