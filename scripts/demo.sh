@@ -3,8 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/need.sh
-[ -x target/release/headwater ] || echo "building headwater; the first time takes some minutes (Kafka client, OpenSSL and SQLite are compiled too)"
+binary=${CARGO_TARGET_DIR:-target}/release/headwater
+[ -x "$binary" ] || echo "building headwater; the first time takes some minutes (Kafka client, OpenSSL and SQLite are compiled too)"
 cargo build --release --quiet --bin headwater
 HEADWATER_PG_BIN=$(scripts/postgres-path.sh)
 export HEADWATER_PG_BIN
-exec target/release/headwater demo "$@"
+exec "$binary" demo "$@"
