@@ -13,11 +13,12 @@ for ((at = 1; at <= $#; at++)); do
         --source=*) source=${!at#*=} ;;
     esac
 done
-[ -x target/release/headwater ] || echo "building headwater; the first time takes some minutes (Kafka client, OpenSSL and SQLite are compiled too)"
+binary=${CARGO_TARGET_DIR:-target}/release/headwater
+[ -x "$binary" ] || echo "building headwater; the first time takes some minutes (Kafka client, OpenSSL and SQLite are compiled too)"
 cargo build --release --quiet --bin headwater
 case $source in
     mariadb) HEADWATER_MARIADB_BASE=$(scripts/mysql-path.sh mariadb) && export HEADWATER_MARIADB_BASE ;;
     mysql) HEADWATER_MYSQL_BASE=$(scripts/mysql-path.sh mysql) && export HEADWATER_MYSQL_BASE ;;
     *) HEADWATER_PG_BIN=$(scripts/postgres-path.sh) && export HEADWATER_PG_BIN ;;
 esac
-exec target/release/headwater demo "$@"
+exec "$binary" demo "$@"

@@ -55,3 +55,43 @@ fn a_changed_key_stops_before_a_row_is_there_twice() {
     let keys: Vec<String> = home.tail("shop.orders").into_iter().map(|record| record.key).collect();
     assert_eq!(keys, [r#"{"id":1}"#, r#"{"id":2}"#]);
 }
+
+/// Without a replica identity the server refuses updates and deletes, and the log tells of new rows without a key.
+#[test]
+fn rows_that_were_inserted_while_the_table_had_no_identity_could_never_be_passed() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = Home::of_orders(&database);
+    let mut daemon = home.start();
+    daemon.wait_state("shop", "streaming");
+    database.sql("INSERT INTO public.orders VALUES (1, 'a')");
+    daemon.wait_caught_up("shop");
+    database.sql("ALTER TABLE public.orders REPLICA IDENTITY NOTHING; INSERT INTO public.orders VALUES (2, 'b')");
+    assert!(
+        database.client().batch_execute("UPDATE public.orders SET note = 'c'").is_err(),
+        "the server refuses the application"
+    );
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    let check = home.run(&["check"]);
+    assert!(check.said().contains("HW2012") && check.said().contains("REPLICA IDENTITY DEFAULT;"), "{}", check.said());
+    database.sql("INSERT INTO public.orders VALUES (3, 'b'); ALTER TABLE public.orders REPLICA IDENTITY DEFAULT");
+    database.sql("UPDATE public.orders SET note = 'c' WHERE id = 1");
+    // The same without the primary key, which comes back before anybody looks.
+    database.sql("ALTER TABLE public.orders DROP CONSTRAINT orders_pkey; INSERT INTO public.orders VALUES (4, 'd')");
+    database.sql("ALTER TABLE public.orders ADD PRIMARY KEY (id); DELETE FROM public.orders WHERE id = 4");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    // And while somebody looks, until there is one again.
+    database.sql("ALTER TABLE public.orders DROP CONSTRAINT orders_pkey; INSERT INTO public.orders VALUES (5, 'e')");
+    assert_eq!(daemon.exit_code(), Some(2));
+    let said = std::fs::read_to_string(home.path("stderr")).expect("its words");
+    assert!(said.contains("HW2012") && said.contains("ADD PRIMARY KEY (...);"), "{said}");
+    database.sql("ALTER TABLE public.orders ADD PRIMARY KEY (id)");
+    let mut daemon = home.start();
+    daemon.wait_caught_up("shop");
+    assert_eq!(daemon.terminate(), Some(0));
+    let told: Vec<String> = home.tail("shop.orders").iter().map(|record| format!("{} {}", record.op(), record.key)).collect();
+    let wanted = [("c", 1), ("c", 2), ("c", 3), ("u", 1), ("c", 4), ("d", 4), ("c", 5)];
+    assert_eq!(told, wanted.map(|(op, id)| format!("{op} {{\"id\":{id}}}")));
+}

@@ -160,6 +160,47 @@ fn a_page_of_another_site_gets_nothing() {
     }
 }
 
+/// Each of them held a file of the daemon for ever, and in the end all that it may open.
+#[test]
+fn clients_that_never_finish_their_request_kept_everybody_out() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let home = Home::of_orders(&database);
+    let mut daemon = home.start_under(&["sh", "-c", "ulimit -n 64; exec \"$0\" \"$@\""]);
+    daemon.wait_state("shop", "streaming");
+    let whole = "POST /v1/connectors/shop/backfill HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{";
+    let idlers: Vec<TcpStream> = (0..100)
+        .map(|number| {
+            let mut stream = TcpStream::connect(home.address()).expect("the daemon listens");
+            // Some say nothing at all, some half a head, some half a body.
+            stream.write_all(&whole.as_bytes()[..[0, 60, whole.len()][number % 3]]).expect("a part of a request");
+            stream
+        })
+        .collect();
+    // The source's sessions are opened anew, for which files are needed.
+    database.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()");
+    database.sql("INSERT INTO public.orders VALUES (1)");
+    crate::support::wait_until("the row to be in the topic", PATIENCE, || match home.tail("shop.orders").len() {
+        1 => Ok(()),
+        _ => Err(daemon.stderr()),
+    });
+    crate::support::wait_until("the status to be told", PATIENCE, || daemon.status());
+    // Whoever has not asked by now is not waited for any longer.
+    for mut stream in idlers {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut said = String::new();
+        stream
+            .read_to_string(&mut said)
+            .map(drop)
+            .or_else(|error| if error.kind() == std::io::ErrorKind::ConnectionReset { Ok(()) } else { Err(error) })
+            .expect("the daemon closes");
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 408"), "{said}");
+    }
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("its files").count();
+    assert!(open < 48, "{open} files are still open");
+    assert_eq!(daemon.terminate(), Some(0));
+}
+
 #[test]
 fn http_can_be_off() {
     let server = Postgres::shared();

@@ -1,6 +1,7 @@
 //! What the config means: resolved, cross-checked, all faults at once.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -70,9 +71,28 @@ pub(super) fn plan(
     }
     let reader = Reader { kinds, main, prefix: &prefix };
     let sources: Vec<SourcePlan> = connectors.iter().filter_map(|entry| reader.source(entry, faults)).collect();
+    faults.extend(shared(&sources, root));
     let (log, prefix) = log?;
     let log_fingerprint = root.get("log").map_or_else(String::new, fingerprint);
     Some(Plan { log, prefix, listen, sources, warnings, log_fingerprint })
+}
+
+/// Connectors that would take from each other what only one may have: the first has it.
+fn shared(sources: &[SourcePlan], root: &Node) -> Vec<Error> {
+    let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for source in sources {
+        let Some(what) = source.connector.exclusive() else { continue };
+        if let Some(owner) = owners.get(&what) {
+            let option = format!("connectors.{}.source", source.name);
+            let error = Error::new(&codes::DUPLICATE, format!("{what} is that of the connector {owner:?}"));
+            let hint = "Remove the option that names it from one of the two: by default each connector has one of its own.";
+            faults.push(root.nearest(&option).place.mark(error).at("option", option).hint(hint));
+        } else {
+            owners.insert(what, &source.name);
+        }
+    }
+    faults
 }
 
 /// Of a part of the config, to see whether it changed.

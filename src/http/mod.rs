@@ -1,6 +1,7 @@
 //! HTTP on loopback: health, readiness, metrics, status.
 
 pub mod codes;
+mod connections;
 pub mod metrics;
 
 use std::net::SocketAddr;
@@ -42,22 +43,20 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves until the signal.
-pub async fn serve(listener: TcpListener, handle: Handle, mut shutdown: Shutdown) {
+pub async fn serve(listener: TcpListener, handle: Handle, shutdown: Shutdown) {
     let router = Router::new()
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_page))
         .route("/v1/status", get(status))
         .route("/v1/connectors/{name}/backfill", post(backfill).layer(middleware::from_fn(only_own_pages)))
         .route("/v1/connectors/{name}/{action}", post(act).layer(middleware::from_fn(only_own_pages)))
+        .layer(middleware::from_fn(|request, next| connections::whole_body(request, next, BODY_LIMIT)))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .route_layer(middleware::from_fn(only_local))
         // Says nothing that anybody could want to know.
         .route("/healthz", get(|| async { "ok\n" }))
         .with_state(handle);
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.wait().await }).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "HTTP ended");
-    }
+    connections::serve(listener, router, shutdown).await;
 }
 
 /// HTTP status of an error that ends a request.

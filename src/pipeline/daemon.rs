@@ -17,11 +17,12 @@ use uuid::Uuid;
 
 use super::{
     backfill::order::Request,
+    claims::Claims,
     codes,
     handle::{ConfigView, Handle, Shared, State, Status},
     ingest::Ingest,
     now_text,
-    start::{Claims, record_pause},
+    start::record_pause,
     supervisor::supervise,
 };
 use crate::{
@@ -223,8 +224,10 @@ impl Daemon {
 
     /// Starts the connector's task. `resumed` ends a pause that stands in the checkpoint.
     fn run(&mut self, at: usize, resumed: bool) {
+        let names: Vec<String> = self.entries.iter().map(|entry| entry.plan.name.clone()).collect();
         let entry = &mut self.entries[at];
-        let ingest = self.world.ingest(&entry.plan, &entry.status);
+        let mut ingest = self.world.ingest(&entry.plan, &entry.status);
+        ingest.others = names.into_iter().filter(|name| *name != entry.plan.name).collect();
         if resumed {
             ingest.resume();
         }

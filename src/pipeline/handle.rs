@@ -18,10 +18,10 @@ use super::{
         order::{Orders, Request},
         view::BackfillView,
     },
+    claims::Claims,
     daemon::{Action, Change, Command},
     histogram::Histogram,
     now_us,
-    start::Claims,
 };
 use crate::log::checkpoint::{BackfillState, TableBackfill};
 

@@ -22,8 +22,9 @@ use super::{
         publish::Emitted,
         view::BackfillView,
     },
+    claims::Claims,
     handle::{Commit, Status},
-    start::{Claims, Progress, Started, in_doubt, start},
+    start::{Progress, Started, in_doubt, start},
 };
 use crate::{
     config::raw::CommitOptions,
@@ -59,6 +60,8 @@ pub struct Ingest {
     pub writer: Uuid,
     /// Topics of all connectors.
     pub claims: Arc<Claims>,
+    /// Names of the other connectors of the config.
+    pub others: Vec<String>,
     /// What observers see.
     pub status: Arc<Status>,
     owned: AtomicBool,
@@ -78,6 +81,7 @@ impl Ingest {
             commit: CommitOptions::default(),
             writer: Uuid::new_v4(),
             claims: Arc::default(),
+            others: Vec::new(),
             status: Arc::new(Status::new(name)),
             owned: AtomicBool::new(false),
             resumed: AtomicBool::new(false),

@@ -5,6 +5,7 @@
 //! begins anew, [`handle`] tells how it goes, [`preflight`] looks without touching.
 
 pub mod backfill;
+mod claims;
 pub mod codes;
 pub mod daemon;
 pub mod handle;

@@ -5,10 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use headwater_connector::{Action, Finding, Result, Table};
 use serde::Serialize;
 
-use super::{
-    backfill,
-    start::{self, Claims},
-};
+use super::{backfill, claims::Claims, start};
 use crate::{
     config::plan::{Plan, SourcePlan},
     log::{
@@ -147,7 +144,7 @@ async fn check_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>,
     let Ok(tables) = source.connector.tables().await else { return findings };
     match start::routes_of(&source.name, &*source.connector, &source.events, &tables) {
         Ok(routes) => {
-            match claims.claim(&source.name, &routes) {
+            match claim(plan, source, log, (&routes, claims)).await {
                 Ok(()) if tables.len() == 1 => findings.push(Finding::ok("1 table maps to a topic of its own")),
                 Ok(()) => findings.push(Finding::ok(format!("{} tables map to topics of their own", tables.len()))),
                 Err(error) => findings.push(Finding::error(error)),
@@ -159,6 +156,18 @@ async fn check_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>,
         Err(errors) => findings.extend(errors.into_iter().map(Finding::error)),
     }
     findings
+}
+
+/// Takes the topics of a source as a start would.
+async fn claim(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>, (routes, claims): (&Routes, &Claims)) -> Result<()> {
+    if let Some(log) = log {
+        let topic = InternalTopics::new(&plan.prefix, &source.name).checkpoint;
+        let checkpoint = Checkpoint::decode(&topic, &log.peek_records(&topic).await?)?;
+        let pinned = checkpoint.map(|checkpoint| checkpoint.state.partitions).unwrap_or_default();
+        let others = plan.sources.iter().map(|other| other.name.clone()).filter(|name| *name != source.name);
+        claims.refuse_owned(&**log, &plan.prefix, &others.collect::<Vec<_>>(), (routes, &pinned)).await?;
+    }
+    claims.claim(&source.name, routes)
 }
 
 /// The topics of a source as the log knows them.

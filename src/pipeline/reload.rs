@@ -5,11 +5,12 @@ use std::sync::PoisonError;
 use headwater_connector::{Error, Kind};
 
 use super::{
+    claims::Claims,
     codes,
     daemon::Change,
     handle::Handle,
     now_text,
-    start::{Claims, gather, routes_of},
+    start::{gather, routes_of},
 };
 use crate::config::plan::{Plan, SourcePlan};
 

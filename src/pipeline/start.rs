@@ -21,7 +21,6 @@ use crate::{
     },
     mapping::{
         Encoder, Place, Routes,
-        route::collision_key,
         rule::{Events, OnDataError},
     },
 };
@@ -214,9 +213,8 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
             ingest.connector.verify(identity).await?;
         }
     }
-    let known = peeked.map(|checkpoint| checkpoint.state.topic_ids).unwrap_or_default();
-    let routes = routes(ingest).await?;
-    ingest.claims.claim(&ingest.name, &routes)?;
+    let (known, pinned) = peeked.map(|peeked| (peeked.state.topic_ids, peeked.state.partitions)).unwrap_or_default();
+    let routes = claimed(ingest, &pinned).await?;
     let (states, existed) = ensure_topics(ingest, &internal, &routes, &known).await?;
 
     fault::point("C1");
@@ -376,6 +374,14 @@ pub async fn routes(ingest: &Ingest) -> Result<Routes> {
     routes_of(&ingest.name, &*ingest.connector, &ingest.events, &tables).map_err(gather)
 }
 
+/// The routes, whose topics nobody else may have from now on.
+async fn claimed(ingest: &Ingest, pinned: &BTreeMap<String, u32>) -> Result<Routes> {
+    let routes = routes(ingest).await?;
+    ingest.claims.refuse_owned(&*ingest.log, &ingest.prefix, &ingest.others, (&routes, pinned)).await?;
+    ingest.claims.claim(&ingest.name, &routes)?;
+    Ok(routes)
+}
+
 /// The routes of these tables, or everything that is wrong with what the config says of them.
 pub(super) fn routes_of(
     name: &str,
@@ -486,37 +492,4 @@ fn pin(ingest: &Ingest, progress: &mut Progress, states: &[TopicState]) -> Resul
         }
     }
     Ok(())
-}
-
-/// Which connector writes which topic, over all connectors of the daemon.
-#[derive(Debug, Default)]
-pub struct Claims(std::sync::Mutex<BTreeMap<String, String>>);
-
-impl Claims {
-    /// Gives the topics of a connector that has ended back.
-    pub fn release(&self, connector: &str) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(|_, owner| owner != connector);
-    }
-
-    /// A copy without these connectors, to try what they would claim next.
-    pub fn without(&self, connectors: &[&str]) -> Self {
-        let mut owners = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        owners.retain(|_, owner| !connectors.contains(&owner.as_str()));
-        Self(std::sync::Mutex::new(owners))
-    }
-
-    /// Takes the topics for a connector; a topic of another one is a Config error. Names that Kafka holds to collide count as one.
-    pub fn claim(&self, connector: &str, routes: &Routes) -> Result<()> {
-        let mut owners = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for route in routes.iter() {
-            let owner = owners.entry(collision_key(&route.topic)).or_insert_with(|| connector.to_owned());
-            if owner != connector {
-                return Err(Error::new(&codes::TOPIC_TAKEN, format!("the connector {owner:?} writes to this topic already"))
-                    .at("topic", &route.topic)
-                    .at("table", &route.table)
-                    .hint("Put {connector} into `events.topic`, or name the entities apart."));
-            }
-        }
-        Ok(())
-    }
 }

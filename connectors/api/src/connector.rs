@@ -126,6 +126,11 @@ pub trait SourceConnector: Send + Sync {
     /// Where it connects to, without secrets, for messages.
     fn endpoint(&self) -> String;
 
+    /// What no second connector of the config may have, with its server, for example `the replication slot NAME at HOST:PORT`.
+    fn exclusive(&self) -> Option<String> {
+        None
+    }
+
     /// The tables that the options select now. Connects; changes nothing.
     ///
     /// A glob or name without match is a Config error. So is a table whose key cannot serve (see the design of keys: every key

@@ -184,6 +184,10 @@ impl SourceConnector for PostgresConnector {
         self.settings.server.endpoint()
     }
 
+    fn exclusive(&self) -> Option<String> {
+        Some(format!("the replication slot {} at {}", self.settings.slot, self.settings.server.addresses()))
+    }
+
     async fn tables(&self) -> Result<Vec<Table>, Vec<Error>> {
         let mut catalog = self.catalog();
         let selected = select(&mut catalog, &self.settings).await;
@@ -251,7 +255,10 @@ impl SourceConnector for PostgresConnector {
         if intent.mode == IntentMode::Adopt && publication::find(&mut catalog, &self.settings).await?.is_none() {
             let drop = format!("SELECT pg_drop_replication_slot({})", literal(&self.settings.slot));
             return Err(publication::gone(&self.settings, "the slot that was found is older than its publication")
-                .hint(format!("Run {drop}; and start again: headwater makes the publication first.")));
+                .hint(format!(
+                    "Name another slot with `slot` if something else reads this one. If not, run {drop}; and start again: headwater \
+                     makes the publication first."
+                )));
         }
         publication::create(&mut catalog, &self.settings, &tables).await?;
         // Only now: the identity tells this publication from a later one of the same name.

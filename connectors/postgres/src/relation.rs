@@ -167,7 +167,11 @@ fn key_in_stream(
     relation: &pgoutput::Relation<'_>,
     facts: Option<&TableFacts>,
 ) -> Result<Vec<usize>> {
-    let place = |name: &str| relation.columns.iter().position(|column| column.name == name && column.in_identity);
+    // Without an identity (NOTHING, or the primary key is away for a moment) the server lets nobody update or delete; what was inserted
+    // meanwhile is whole, and has the key that the table has otherwise.
+    let inserts_only = relation.identity != b'f' && !relation.columns.iter().any(|column| column.in_identity);
+    let place =
+        |name: &str| relation.columns.iter().position(|column| column.name == name && (column.in_identity || inserts_only));
     let all = |names: &[String]| names.iter().map(|name| place(name)).collect::<Option<Vec<usize>>>();
     if let Some(names) = key_option(settings, table) {
         // P4: the identity was switched, or a key column dropped, while we ran.
@@ -188,6 +192,13 @@ fn key_in_stream(
     }
     let identity: Vec<usize> = (0..relation.columns.len()).filter(|at| relation.columns[*at].in_identity).collect();
     let index = facts.and_then(|facts| facts.indexes.iter().find(|index| index.identity)).and_then(|index| all(&index.columns));
+    if inserts_only {
+        return index.ok_or_else(|| {
+            Error::new(&codes::NO_USABLE_KEY, "the table has no primary key and no replica identity any more")
+                .at("table", table)
+                .hint(format!("Run ALTER TABLE {} ADD PRIMARY KEY (...); with the key that it had.", quoted(table)))
+        });
+    }
     Ok(index.filter(|index| index.len() == identity.len()).unwrap_or(identity))
 }
 

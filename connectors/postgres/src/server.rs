@@ -104,8 +104,13 @@ pub enum Target {
 impl Server {
     /// Hosts and database, without secrets.
     pub fn endpoint(&self) -> String {
+        format!("{}/{}", self.addresses(), self.database)
+    }
+
+    /// Hosts with their ports, separated by commas.
+    pub fn addresses(&self) -> String {
         let hosts: Vec<String> = self.hosts.iter().map(Address::to_string).collect();
-        format!("{}/{}", hosts.join(","), self.database)
+        hosts.join(",")
     }
 }
 

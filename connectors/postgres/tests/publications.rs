@@ -157,3 +157,27 @@ async fn a_publication_that_leaves_changes_out_stops_a_running_stream() {
     assert!(error.hint_text().contains("ALTER PUBLICATION"), "{error}");
     source.close().await.unwrap();
 }
+
+/// Partitions under their own names would be tables that nobody asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_partitions_is_refused_with_the_statement_that_mends_it() {
+    let database = shared().database();
+    shared().sql(
+        &database,
+        &format!(
+            "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+             CREATE PUBLICATION hw_{database} FOR TABLE p"
+        ),
+    );
+    let connector = connector(&shared().url(&database), json!({}));
+    let intent = connector.prepare().await.unwrap();
+    let refused = connector.create(&intent, false).await.unwrap_err();
+    is(&refused, "HW2014", Kind::Environment);
+    let mend = refused.hint_text().trim_start_matches("Run ").to_owned();
+    assert!(mend.contains("publish_via_partition_root = true"), "{mend}");
+    shared().sql(&database, &mend);
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    shared().sql(&database, "INSERT INTO p VALUES (1)");
+    assert_eq!(next(source.as_mut()).await.unwrap().schemas()[0].table, "public.p");
+}

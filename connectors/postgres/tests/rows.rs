@@ -437,3 +437,23 @@ async fn a_key_that_is_written_in_another_way_leaves_no_second_row() {
         ]
     );
 }
+
+/// A database that is itself fed by replication: its transactions name where they come from, and its types announce themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_came_by_replication_are_changes_like_any_other() {
+    let mut running = Running::over(
+        &format!("CREATE TYPE mood AS ENUM ('sad', 'happy'); {MARK} CREATE TABLE t (id int PRIMARY KEY, m mood)"),
+        json!({}),
+    )
+    .await;
+    let origin = format!("from_{}", running.database);
+    let told = running
+        .told(&format!(
+            "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}');
+             INSERT INTO t VALUES (1, 'sad');
+             BEGIN; SELECT pg_replication_origin_xact_setup('0/1234', now()); UPDATE t SET m = 'happy'; DELETE FROM t; COMMIT;
+             SELECT pg_replication_origin_session_reset(); INSERT INTO t VALUES (2, 'sad')"
+        ))
+        .await;
+    assert_eq!(told, ["Insert t > 1,sad", "Update t > 1,happy", "Delete t 1,-", "Insert t > 2,sad"]);
+}

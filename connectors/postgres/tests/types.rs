@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::{path::Path, process::Command};
+
 use headwater_connector::{Batch, ConnectorKind, SourceConnector, SourceContext, Type, Value, json};
 use serde_json::json;
 use support::{
@@ -311,5 +313,53 @@ async fn intervals_without_end_are_the_words_of_the_server() {
     let row = batch.changes()[0].after.unwrap();
     assert_eq!(batch.value(row, 1), Value::Text("infinity"));
     assert_eq!(batch.value(row, 2), Value::Json(r#"["-infinity","1 day"]"#));
+    source.close().await.unwrap();
+}
+
+/// The locale `xx_XX.UTF-8`, of which no machine knows anything, in the directory `into`. It writes amounts as most of Europe does.
+fn build_locale(into: &Path) {
+    std::fs::create_dir(into).unwrap();
+    let ascii: String = (0..128).map(|code| format!("<U{code:04X}> /x{code:02x}\n")).collect();
+    let charmap = format!(
+        "<code_set_name> UTF-8\n<mb_cur_min> 1\n<mb_cur_max> 6\n<escape_char> /\nCHARMAP\n{ascii}<U20AC> /xe2/x82/xac\nEND CHARMAP\n"
+    );
+    // The order of letters has no default that the C library would load.
+    let source = "LC_COLLATE\norder_start forward\nUNDEFINED\norder_end\nEND LC_COLLATE\n\
+                  LC_MONETARY\nint_curr_symbol \"EUR \"\ncurrency_symbol \"<U20AC>\"\nmon_decimal_point \",\"\nmon_thousands_sep \".\"\n\
+                  mon_grouping 3;3\npositive_sign \"\"\nnegative_sign \"-\"\nint_frac_digits 2\nfrac_digits 2\np_cs_precedes 0\n\
+                  p_sep_by_space 1\nn_cs_precedes 0\nn_sep_by_space 1\np_sign_posn 1\nn_sign_posn 1\nEND LC_MONETARY\n";
+    let files = ["charmap", "source"].map(|name| into.join(name));
+    for (file, text) in files.iter().zip([charmap.as_str(), source]) {
+        std::fs::write(file, text).unwrap();
+    }
+    let mut command = Command::new("localedef");
+    command.arg("-c").arg("-f").arg(&files[0]).arg("-i").arg(&files[1]).arg(into.join("xx_XX.UTF-8"));
+    // Its status is bad because the other categories are left out; those are then as in C.
+    let output = command.output().expect("no localedef to make a locale with: install it (Debian: apt-get install libc-bin)");
+    let made = into.join("xx_XX.UTF-8/LC_MONETARY").exists();
+    assert!(made, "no locale was made: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_is_written_by_the_c_locale_under_a_foreign_lc_monetary() {
+    let server = Postgres::start_with(&[], "", |data| {
+        build_locale(&data.join("locale"));
+        "lc_monetary = 'xx_XX.UTF-8'\n".to_owned()
+    });
+    let database = server.database();
+    server.sql("postgres", &format!("ALTER DATABASE {database} SET lc_monetary = 'xx_XX.UTF-8'"));
+    server.sql(&database, "CREATE TABLE public.t (id int PRIMARY KEY, v money, a money[])");
+    let connector = connector(&server.url(&database), json!({}));
+    let start = begin(connector.as_ref()).await;
+    let mut source = connector.open(&start.identity, &start.position).await.unwrap();
+    server.sql(&database, "INSERT INTO public.t VALUES (1, '1234,5', '{-1234567,NULL}'), (2, '-0,01', '{}')");
+    let plain = server.sql(&database, "SELECT v, a FROM public.t WHERE id = 1");
+    assert_eq!(plain, "1.234,50 €|{\"-1.234.567,00 €\",NULL}", "the server's own locale is another");
+    let batch = next(source.as_mut()).await.unwrap();
+    let rows: Vec<_> = batch.changes().iter().map(|change| change.after.unwrap()).collect();
+    assert_eq!(batch.value(rows[0], 1), Value::Text("$1,234.50"));
+    assert_eq!(batch.value(rows[0], 2), Value::Json(r#"["-$1,234,567.00",null]"#));
+    assert_eq!(batch.value(rows[1], 1), Value::Text("-$0.01"));
+    reads_as_streamed(connector.as_ref(), "public.t", &batch).await;
     source.close().await.unwrap();
 }

@@ -146,12 +146,14 @@ impl Show {
         ));
         out(&format!("  counted in the topics by a reader: {arrived} events: {reads} rows read, {tombstones} tombstones"));
         out(&format!("  {kills} kills, {reading} of them while rows were being read"));
+        let due = committed + repeated - overtaken;
         out(&format!(
             "  {overtaken} rows changed before they were read and come as that change only; {repeated} were read after a change as well"
         ));
+        out(&format!("  so {due} events are due: {committed} - {overtaken} + {repeated}"));
         out("");
         let colour = if ledger.is_exact() { AnsiColor::Green } else { AnsiColor::Red };
-        let line = format!("committed {committed}, arrived {arrived}: {missing} missing, {twice} twice");
+        let line = format!("due {due}, arrived {arrived}: {missing} missing, {twice} twice");
         out(&self.paint(&line, Style::new().bold().fg_color(Some(colour.into()))));
     }
 

@@ -247,6 +247,11 @@ impl Postgres {
             }
         };
         command.current_dir("/").env("LC_ALL", "C");
+        // Locales that a test has put there; the C library looks there first.
+        let locales = self.data().join("locale");
+        if locales.exists() {
+            command.env("LOCPATH", locales);
+        }
         command
     }
 

@@ -69,6 +69,43 @@ async fn a_broker_that_is_killed_or_restarted_costs_nothing_and_doubles_nothing(
     drop(kafka);
 }
 
+/// The brokers end transactions in another way from each of these versions on, and operators change it in clusters that run.
+#[tokio::test]
+async fn the_brokers_protocol_of_transactions_may_change_while_we_write() {
+    let kafka = Kafka::start();
+    let log = log_at(&kafka.bootstrap);
+    ensure(&log).await;
+    let progress = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&progress);
+    let (done, is_done) = std::sync::mpsc::channel();
+    let changes = std::thread::spawn(move || {
+        // A new cluster has version 2.
+        for (change, version) in [("downgrade", "1"), ("downgrade", "0"), ("upgrade", "2")] {
+            let feature = format!("transaction.version={version}");
+            let args = ["--bootstrap-server", &kafka.bootstrap, change, "--feature", &feature];
+            let told = kafka.tool("org.apache.kafka.tools.FeatureCommand", &args, "");
+            assert!(told.contains(&format!("transaction.version was {change}d to {version}")), "{told}");
+            // Some more before the next change.
+            let met = seen.load(Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while seen.load(Ordering::Relaxed) < met + 50 {
+                assert!(Instant::now() < deadline, "nothing is written under transaction.version {version}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        done.send(()).unwrap();
+        kafka
+    });
+    let mut count = 0;
+    while is_done.try_recv().is_err() {
+        assert!(!changes.is_finished(), "a change failed");
+        count += 100;
+        write_to(&log, NAMES, count, &progress).await;
+    }
+    expect_all(&log, NAMES[0], count).await;
+    drop(changes.join().unwrap());
+}
+
 /// A broker that starts before the controller has written that it is fenced drops the markers of a commit that the kill interrupted.
 #[test]
 fn a_killed_broker_is_not_taken_for_fenced_before_the_record_of_it_is_there() {
