@@ -2,7 +2,7 @@
 
 #[allow(dead_code, unused_macros)]
 #[path = "../connectors/mysql/tests/servers/support.rs"]
-mod servers;
+pub mod servers;
 
 mod rows;
 
