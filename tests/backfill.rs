@@ -16,17 +16,15 @@ use crate::support::{
     daemon::Home,
     postgres::{Database, Postgres},
     record::Record,
+    shop::Shop,
     wait_until,
 };
 
 /// A table of rows with a version each, and the connector over it.
-pub fn versioned(database: &Database, rows: u32, more: &str) -> Home {
-    database.sql(&format!(
-        "CREATE TABLE public.item (id int PRIMARY KEY, ver bigint NOT NULL, note text);
-         INSERT INTO public.item SELECT n, 1, repeat('n', n % 50) FROM generate_series(1, {rows}) n; ANALYZE public.item"
-    ));
+pub fn versioned(shop: &dyn Shop, rows: u32, more: &str) -> Home {
+    shop.versioned(rows);
     let home = Home::new();
-    home.shop(&database.url(), "public.item", more);
+    shop.capture(&home, shop.versioned_table(), more);
     home
 }
 
@@ -43,7 +41,7 @@ fn histories(records: &[Record]) -> BTreeMap<String, Vec<(String, Option<u64>)>>
 }
 
 /// What is wrong with a topic, held against the table: a row that came late, came twice, is missing, or is not the table's.
-fn fault(database: &Database, records: &[Record]) -> Option<String> {
+fn fault(shop: &dyn Shop, records: &[Record]) -> Option<String> {
     let histories = histories(records);
     for (key, history) in &histories {
         let mut newest = 0;
@@ -59,11 +57,7 @@ fn fault(database: &Database, records: &[Record]) -> Option<String> {
     }
     let last = |history: &Vec<(String, Option<u64>)>| history.last().and_then(|(_, version)| *version);
     let topic: BTreeMap<String, u64> = histories.iter().filter_map(|(key, all)| Some((key.clone(), last(all)?))).collect();
-    let table: BTreeMap<String, u64> = database
-        .rows("SELECT json_build_object('id', id)::text, ver::text FROM public.item")
-        .into_iter()
-        .map(|row| (row[0].replace(' ', ""), row[1].parse().expect("a version")))
-        .collect();
+    let table = shop.versions();
     (topic != table).then(|| {
         let differing = table.iter().filter(|(key, version)| topic.get(*key) != Some(version)).count();
         let extra = topic.keys().filter(|key| !table.contains_key(*key)).count();

@@ -109,7 +109,7 @@ fn sweep(home: &Home, skip: &[&str], reader: Option<Reader>) {
         }
     }
     rest_and_judge(
-        &Run { seed: 0, kills, home, database: &database, final_reader: reader, follower: None, break_log: None, outlast: None },
+        &Run { seed: 0, kills, home, shop: &database, final_reader: reader, follower: None, break_log: None, outlast: None },
         &oracle,
     );
 }

@@ -4,6 +4,7 @@ mod faults;
 mod topics;
 mod variants;
 
+pub use faults::wait_aborted;
 use serde_json::{Value, json};
 
 use crate::{
@@ -157,35 +158,48 @@ fn kills_lose_no_row_of_a_backfill_and_bring_nothing_stale_on_kafka() {
     );
     let log = format!("{{ kind: kafka, bootstrap_servers: [ \"{}\" ], prefix: backfilled }}", kafka.bootstrap);
     home.write("headwater.yaml", &home.main(&log));
-    backfill::kill_backfills(&home, &database, "backfilled.item", 20_000);
+    backfill::kill_backfills(&home, &database, kill::kills(10), "backfilled.item", 20_000);
+}
+
+/// Brokers that look often at how old transactions are: a freeze can outlast the shortest timeout, which [`killed`] has.
+pub const SHORT_TRANSACTIONS: &str = "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n";
+
+/// The home of a daemon that is killed over this broker.
+pub fn killed(kafka: &Kafka) -> Home {
+    let home = home(kafka, "headwater");
+    let log = format!("{{ kind: kafka, bootstrap_servers: [ \"{}\" ], transaction_timeout_seconds: 10 }}", kafka.bootstrap);
+    home.write("headwater.yaml", &home.main(&log));
+    home
+}
+
+/// Ends the broker and starts it again.
+pub fn break_broker(kafka: &Kafka, how: BrokenLog) {
+    match how {
+        BrokenLog::Killed => {
+            kafka.kill();
+            kafka.run();
+        }
+        BrokenLog::Restarted => kafka.restart(),
+    }
 }
 
 #[test]
 fn kills_lose_and_repeat_nothing_on_kafka() {
-    // The shortest timeout, and brokers that look at it often: a freeze can outlast it.
-    let kafka = Kafka::start_with("transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n");
+    let kafka = Kafka::start_with(SHORT_TRANSACTIONS);
     let server = kill::source();
     let database = server.database();
     workload::prepare(&database);
-    let home = home(&kafka, "headwater");
-    let log = format!("{{ kind: kafka, bootstrap_servers: [ \"{}\" ], transaction_timeout_seconds: 10 }}", kafka.bootstrap);
-    home.write("headwater.yaml", &home.main(&log));
+    let home = killed(&kafka);
     kill::configure(&home, &database);
     kill::run(&kill::Run {
         seed: kill::seed(),
-        kills: kill::kills(),
+        kills: kill::kills(10),
         home: &home,
-        database: &database,
+        shop: &database,
         final_reader: Some(&|topic| consume(&kafka, topic)),
         follower: Some(&Follower::new(&kafka.bootstrap)),
-        break_log: Some(&|how| match how {
-            BrokenLog::Killed => {
-                kafka.kill();
-                kafka.run();
-            }
-            BrokenLog::Restarted => kafka.restart(),
-        }),
-        outlast: Some(&|| faults::wait_aborted(&kafka, "headwater.shop")),
+        break_log: Some(&|how| break_broker(&kafka, how)),
+        outlast: Some(&|| wait_aborted(&kafka, "headwater.shop")),
     });
 }
 

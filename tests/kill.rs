@@ -3,6 +3,8 @@
 //!
 //! `HEADWATER_SEED` replays a run's workload and its moments of death, `HEADWATER_KILLS` sets how many kills must count.
 
+mod binlog;
+
 use std::{
     collections::BTreeMap,
     sync::atomic::Ordering,
@@ -12,14 +14,15 @@ use std::{
 use fastrand::Rng;
 
 use crate::{
-    checker::{Rules, Sample, check},
+    checker::{Expected, Rules, Sample, check},
     support::{
         PATIENCE,
         daemon::{Daemon, Home},
         follow::Follower,
         oracle::Oracle,
-        postgres::{Database, Postgres},
+        postgres::Postgres,
         record::Record,
+        shop::{Shop, Trouble},
         wait_until,
         workload::{self, Progress, Workload},
     },
@@ -45,7 +48,7 @@ pub struct Run<'a> {
     /// The daemon's files.
     pub home: &'a Home,
     /// The source.
-    pub database: &'a Database<'a>,
+    pub shop: &'a dyn Shop,
     /// A reader that is not the daemon's own, for the last look; none takes what `tail` has shown.
     pub final_reader: Option<Reader<'a>>,
     /// Reads on between the lives; none where `tail` is fast because the log is a file.
@@ -70,9 +73,9 @@ pub fn seed() -> u64 {
     setting("HEADWATER_SEED").unwrap_or_else(|| fastrand::u64(1..1_000_000))
 }
 
-/// How many kills must count.
-pub fn kills() -> u32 {
-    setting("HEADWATER_KILLS").map_or(10, |kills| u32::try_from(kills).expect("a small number of kills"))
+/// How many kills must count, where nobody says otherwise this many.
+pub fn kills(usual: u32) -> u32 {
+    setting("HEADWATER_KILLS").map_or(usual, |kills| u32::try_from(kills).expect("a small number of kills"))
 }
 
 fn setting(name: &str) -> Option<u64> {
@@ -141,7 +144,8 @@ struct Kills {
     /// Deaths inside a source transaction of which slices were published.
     partial: u32,
     databases_crashed: u32,
-    walsenders_ended: u32,
+    storms: u32,
+    senders_ended: u32,
     rivals_started: u32,
     frozen: u32,
     /// Freezes in an open log transaction that lasted until the source and the log had given the daemon up.
@@ -159,11 +163,11 @@ struct Kills {
 /// Kills the daemon until enough kills count, then lets everything come to rest and checks it.
 pub fn run(run: &Run) {
     println!("kill: seed {} ({} kills wanted)", run.seed, run.kills);
-    let oracle = Oracle::start(run.database);
+    let oracle = Oracle::start(run.shop);
     let mut history = History::default();
     let mut first = run.home.start();
     first.wait_state("shop", "streaming");
-    let workload = Workload::start(run.database, run.seed, WRITERS, Duration::from_millis(12));
+    let workload = Workload::start(run.shop, run.seed, WRITERS, Duration::from_millis(12));
     // The topics exist once the first events are there; from then on they can be read between the lives.
     first.wait_for("shop", "the first events", |_| run.home.run(&["tail", "shop.bank", "--until-end"]).code == Some(0));
     first.kill9();
@@ -184,22 +188,25 @@ pub fn run(run: &Run) {
 impl Kills {
     /// What a full run must have seen, by name.
     fn seen(&self, run: &Run, progress: &Progress) -> Vec<(&'static str, u64)> {
+        let [sender_ended, bulk] = run.shop.words();
         let mut seen = vec![
             ("aborted", self.aborted),
             ("answers lost", self.answers_lost),
             ("resumed inside a transaction", self.partial),
             ("database crashed", self.databases_crashed),
-            ("walsender ended", self.walsenders_ended),
+            (sender_ended, self.senders_ended),
             ("rivals", self.rivals_started),
             ("frozen", self.frozen),
             ("frozen past every timeout", self.outlasted),
         ];
+        if run.shop.troubles().contains(&Trouble::NewFiles) {
+            seen.push(("storms of new binlogs", self.storms));
+        }
         if run.break_log.is_some() {
             seen.extend([("broker killed", self.logs_broken), ("broker restarted", self.logs_restarted)]);
         }
         let mut seen: Vec<_> = seen.into_iter().map(|(what, count)| (what, u64::from(count))).collect();
-        for (what, count) in
-            [("20,000 rows", &progress.large), ("COPY", &progress.copies), ("columns changed", &progress.reshapes)]
+        for (what, count) in [("20,000 rows", &progress.large), (bulk, &progress.copies), ("columns changed", &progress.reshapes)]
         {
             seen.push((what, count.load(Ordering::SeqCst)));
         }
@@ -219,6 +226,7 @@ impl Kills {
         let log = if run.follower.is_some() { "Kafka" } else { "embedded" };
         let seen: Vec<String> = seen.iter().map(|(what, count)| format!("{what} {count}")).collect();
         let (kills, work) = (self.counted, self.in_mid_work);
+        let log = format!("{}, {log}", run.shop.name());
         println!("kill: | {} | {log} | {kills} of {} | {work} | {events} | {} |", run.seed, self.tried, seen.join(", "));
     }
 }
@@ -238,7 +246,7 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         // Half of the deaths come at a place that is known to be bad, the others anywhere.
         let (point, hit) = (["C7", "C8", "C14"].get(rng.usize(0..6)).copied(), rng.u32(2..12));
         // Every fourth life has its trouble, each kind in its turn: luck alone leaves one out in a run of thirty.
-        let due = (kills.tried % 4 == 3).then(|| TROUBLES[kills.tried as usize / 4 % TROUBLES.len()]);
+        let due = due(run, kills.tried);
         let point = point.filter(|_| due.is_none());
         let outlasts = matches!(due, Some(Trouble::Freeze)) && run.kills >= FULL && kills.frozen.is_multiple_of(2);
         let fault = point.map(|point| format!("{point}:{}:stall", if point == "C14" { 1 } else { hit }));
@@ -273,11 +281,11 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         kills.tried += 1;
         kills.aborted += u32::from(at_point && point == Some("C7"));
         kills.answers_lost += u32::from(at_point && point == Some("C8"));
-        let confirmed = confirmed(run);
+        // Asked before the checkpoint is read, so that a difference is none of time.
+        let confirmed = run.shop.confirmed();
         if let Some(position) = newest_position(run) {
-            let committed = lsn(position.split(':').nth(1).expect("the end of the last whole transaction"));
-            history.samples.push(Sample { confirmed, committed });
-            kills.partial += u32::from(position.contains('@'));
+            history.samples.extend(run.shop.sample(confirmed, &position));
+            kills.partial += u32::from(run.shop.is_partial(&position));
         }
         if killed && (history.len() as u64) < committed {
             kills.counted += 1;
@@ -320,42 +328,26 @@ fn newest_position(run: &Run) -> Option<String> {
     newest.and_then(|record| record.column("position")).and_then(serde_json::Value::as_str).map(str::to_owned)
 }
 
-/// What the slot has confirmed; asked before the checkpoint is read, so that a difference is none of time.
-fn confirmed(run: &Run) -> u64 {
-    let slots = "FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'headwater%'";
-    lsn(&run.database.value(&format!("SELECT confirmed_flush_lsn {slots}")))
+/// The trouble of this life. Short runs do not begin with the same one every time.
+fn due(run: &Run, tried: u32) -> Option<Trouble> {
+    let troubles = run.shop.troubles();
+    let first = if run.kills < FULL { run.seed as usize } else { 0 };
+    (tried % 4 == 3).then(|| troubles[(first + tried as usize / 4) % troubles.len()])
 }
-
-/// `16/B374D848` as bytes.
-fn lsn(text: &str) -> u64 {
-    let parts = text.split_once('/').map(|(high, low)| (u64::from_str_radix(high, 16), u64::from_str_radix(low, 16)));
-    let Some((Ok(high), Ok(low))) = parts else { panic!("not a place in the log of the source: {text}") };
-    high << 32 | low
-}
-
-/// What happens to a daemon besides its death.
-#[derive(Clone, Copy)]
-enum Trouble {
-    DatabaseCrash,
-    WalsenderEnd,
-    Freeze,
-    Rival,
-}
-
-const TROUBLES: [Trouble; 4] = [Trouble::DatabaseCrash, Trouble::WalsenderEnd, Trouble::Freeze, Trouble::Rival];
 
 fn trouble(run: &Run, kind: Trouble, rng: &mut Rng, kills: &mut Kills, daemon: &mut Daemon) {
     match kind {
         Trouble::DatabaseCrash => {
-            run.database.server.crash_and_restart();
+            run.shop.crash_and_restart();
             kills.databases_crashed += 1;
         }
-        Trouble::WalsenderEnd => {
-            run.database.sql(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-                 WHERE active AND database = current_database() AND slot_name LIKE 'headwater%'",
-            );
-            kills.walsenders_ended += 1;
+        Trouble::SenderEnd => {
+            run.shop.end_senders();
+            kills.senders_ended += 1;
+        }
+        Trouble::NewFiles => {
+            run.shop.new_files();
+            kills.storms += 1;
         }
         Trouble::Freeze => {
             daemon.signal("STOP");
@@ -376,12 +368,7 @@ fn trouble(run: &Run, kind: Trouble, rng: &mut Rng, kills: &mut Kills, daemon: &
 /// Waits until the daemon has frozen itself and everybody has given it up, and wakes it up: it has to go on.
 fn outlast(run: &Run, faults_before: usize, kills: &mut Kills, daemon: &mut Daemon) {
     wait_until("the freeze", PATIENCE, || (reached(run.home) > faults_before).then_some(()).ok_or_else(|| daemon.stderr()));
-    let senders = "SELECT count(*) FROM pg_replication_slots
-        WHERE active AND database = current_database() AND slot_name LIKE 'headwater%'";
-    wait_until("the source to give the daemon up", PATIENCE, || match run.database.value(senders).as_str() {
-        "0" => Ok(()),
-        some => Err(format!("{some} senders")),
-    });
+    run.shop.outlast();
     if let Some(outlast) = run.outlast {
         outlast();
     }
@@ -463,12 +450,11 @@ fn judge(run: &Run, oracle: &Oracle, history: &History) {
 }
 
 /// The connector of these runs.
-pub fn configure(home: &Home, database: &Database) {
+pub fn configure(home: &Home, shop: &dyn Shop) {
     // Large transactions are published in slices of this size, so that deaths come inside of them too.
-    // The oracle knows every event by itself, so no row is read again.
-    let more =
-        format!("      large_values: absent\n    events:\n      partitions: {PARTITIONS}\n    commit: {{ max_events: {CUT} }}\n");
-    home.shop(&database.url(), "\"shop.*\"", &more);
+    let (tables, source) = shop.captured();
+    let more = format!("{source}    events:\n      partitions: {PARTITIONS}\n    commit: {{ max_events: {CUT} }}\n");
+    shop.capture(home, tables, &more);
 }
 
 /// A source that gives up a silent client soon, so that a freeze can outlast that.
@@ -485,9 +471,9 @@ fn kills_lose_and_repeat_nothing_on_the_embedded_log() {
     configure(&home, &database);
     run(&Run {
         seed: seed(),
-        kills: kills(),
+        kills: kills(10),
         home: &home,
-        database: &database,
+        shop: &database,
         final_reader: None,
         follower: None,
         break_log: None,
@@ -496,21 +482,17 @@ fn kills_lose_and_repeat_nothing_on_the_embedded_log() {
 }
 
 /// The oracle itself, without a daemon: what it expects is whole, and a copy of it as records satisfies the checker.
-#[test]
-fn the_oracle_explains_the_tables() {
-    let server = Postgres::shared();
-    let database = server.database();
-    workload::prepare(&database);
-    let oracle = Oracle::start(&database);
-    let workload = Workload::start(&database, seed(), WRITERS, Duration::from_millis(5));
-    wait_until("enough transactions", Duration::from_secs(60), || match workload.committed_events() {
+fn explain(shop: &dyn Shop) -> Vec<Expected> {
+    workload::prepare(shop);
+    let oracle = Oracle::start(shop);
+    let workload = Workload::start(shop, seed(), WRITERS, Duration::from_millis(5));
+    wait_until("enough transactions", PATIENCE, || match workload.committed_events() {
         events if events > 3_000 => Ok(()),
         events => Err(format!("{events} events")),
     });
     let progress = workload.stop();
     let expected = oracle.expected("shop");
     assert_eq!(expected.len() as u64, progress.committed_events.load(std::sync::atomic::Ordering::SeqCst));
-    assert!(expected.iter().any(|event| !event.absent.is_empty()), "no unchanged large value in the workload");
     let mut folded: BTreeMap<(String, String), serde_json::Value> = BTreeMap::new();
     for event in &expected {
         let key = (event.topic.clone(), event.key.clone());
@@ -528,4 +510,12 @@ fn the_oracle_explains_the_tables() {
             assert!(known == Some(value) || known.is_none() && key.0 == "shop.account", "{key:?} {column}: {known:?}, {value}");
         }
     }
+    expected
+}
+
+#[test]
+fn the_oracle_explains_the_tables() {
+    let server = Postgres::shared();
+    let expected = explain(&server.database());
+    assert!(expected.iter().any(|event| !event.absent.is_empty()), "no unchanged large value in the workload");
 }

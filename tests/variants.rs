@@ -30,7 +30,7 @@ fn damage(home: &Home, scenario: Scenario, variant: Option<&str>) -> Option<Stri
     daemon.wait_caught_up("shop");
     assert_eq!(daemon.terminate(), Some(0));
     let run =
-        Run { seed: 0, kills: 1, home, database: &database, final_reader: None, follower: None, break_log: None, outlast: None };
+        Run { seed: 0, kills: 1, home, shop: &database, final_reader: None, follower: None, break_log: None, outlast: None };
     let judged = catch_unwind(AssertUnwindSafe(|| {
         scenario(home, &database, &mistake);
         kill::audit(&run, &oracle);
@@ -161,7 +161,7 @@ fn silent(variant: &str, fault: fn(&Database)) -> String {
         seed: 0,
         kills: 1,
         home: &home,
-        database: &database,
+        shop: &database,
         final_reader: None,
         follower: None,
         break_log: None,

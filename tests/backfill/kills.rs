@@ -17,29 +17,24 @@ use crate::{
     support::{
         PATIENCE,
         daemon::{Daemon, Home},
-        postgres::{Database, PASSWORD, Postgres},
+        postgres::Postgres,
+        shop::Shop,
         wait_until,
     },
 };
 
 /// Writers that change, move, remove and add rows until they are told to stop. They live through crashes of the database.
-pub fn hammer(database: &Database, rows: u32, seed: u64, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<u64>> {
-    database.sql("CREATE SEQUENCE IF NOT EXISTS public.vers START 10");
+pub fn hammer(shop: &dyn Shop, rows: u32, seed: u64, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<u64>> {
     let writer = |writer: u64| {
-        let mut server: ::postgres::Config = database.url().parse().expect("the URL of the database");
-        server.password(PASSWORD);
-        let stop = Arc::clone(stop);
+        let (connect, change, stop) = (shop.connect(), shop.change(), Arc::clone(stop));
         thread::spawn(move || {
-            let connect = || {
-                wait_until("a writer to reach the database", PATIENCE, || {
-                    server.connect(::postgres::NoTls).map_err(|error| error.to_string())
-                })
-            };
-            let (mut client, mut rng, mut done) = (connect(), Rng::with_seed(seed ^ writer), 0);
+            let open = || wait_until("a writer to reach the database", PATIENCE, &connect);
+            let (mut client, mut rng, mut done) = (open(), Rng::with_seed(seed ^ writer), 0);
             while !stop.load(Ordering::Relaxed) {
-                done += u64::from(client.batch_execute(&change(&mut rng, rows)).is_ok());
-                if client.is_closed() || client.batch_execute("SELECT 1").is_err() && client.batch_execute("ROLLBACK").is_err() {
-                    client = connect();
+                let happened = client.change(&change(&mut rng, rows));
+                done += u64::from(happened);
+                if !happened && client.is_gone() {
+                    client = open();
                 }
             }
             done
@@ -48,35 +43,12 @@ pub fn hammer(database: &Database, rows: u32, seed: u64, stop: &Arc<AtomicBool>)
     (0..2).map(writer).collect()
 }
 
-/// Versions come from one sequence, taken while the row is locked, so that they rise with each key.
-fn change(rng: &mut Rng, rows: u32) -> String {
-    let (id, other) = (rng.u32(1..=rows), rng.u32(1..=rows));
-    let sql = match rng.u32(0..10) {
-        0 => format!("DELETE FROM public.item WHERE id = {id}"),
-        1 | 2 => format!(
-            "INSERT INTO public.item VALUES ({id}, 0, 'new') ON CONFLICT (id) DO NOTHING;
-             UPDATE public.item SET ver = nextval('public.vers') WHERE id = {id}"
-        ),
-        3 => format!(
-            "UPDATE public.item SET id = {rows} + {other}, ver = nextval('public.vers')
-             WHERE id = {id} AND NOT EXISTS (SELECT FROM public.item WHERE id = {rows} + {other})"
-        ),
-        _ => format!("UPDATE public.item SET ver = nextval('public.vers') WHERE id BETWEEN {id} AND {id} + 5"),
-    };
-    format!("BEGIN; {sql}; COMMIT")
-}
-
 /// What happens to a daemon that reads rows, besides its death.
-fn trouble(database: &Database, daemon: &Daemon, rng: &mut Rng) {
+fn trouble(shop: &dyn Shop, daemon: &Daemon, rng: &mut Rng) {
     match rng.u32(0..4) {
-        0 => database.server.crash_and_restart(),
-        1 => database.sql(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active AND database = current_database()",
-        ),
-        2 => database.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE application_name LIKE 'headwater%' AND backend_type = 'client backend' AND datname = current_database()",
-        ),
+        0 => shop.crash_and_restart(),
+        1 => shop.end_senders(),
+        2 => shop.end_readers(),
         _ => {
             daemon.signal("STOP");
             thread::sleep(Duration::from_millis(rng.u64(200..1_500)));
@@ -86,22 +58,22 @@ fn trouble(database: &Database, daemon: &Daemon, rng: &mut Rng) {
 }
 
 /// Kills the daemon until so many deaths came while rows were being read, and holds the topic against the table.
-pub fn kill_backfills(home: &Home, database: &Database, topic: &str, rows: u32) {
-    let (stop, seed, kills) = (Arc::new(AtomicBool::new(false)), kill::seed(), kill::kills());
-    let writers = hammer(database, rows, seed, &stop);
+pub fn kill_backfills(home: &Home, shop: &dyn Shop, kills: u32, topic: &str, rows: u32) {
+    let (stop, seed, table) = (Arc::new(AtomicBool::new(false)), kill::seed(), shop.versioned_table());
+    let writers = hammer(shop, rows, seed, &stop);
     let (mut rng, mut counted, mut tried, mut troubles, mut runs) = (Rng::with_seed(seed), 0, 0, 0, 1);
     while counted < kills {
         assert!(tried < kills * 6 + 20, "seed {seed}: {tried} kills, and only {counted} came while rows were read");
         let mut daemon = home.start();
         let read = |shop: &serde_json::Value| shop["backfills"][0]["rows"].as_u64().unwrap_or(0);
-        let shop = daemon.wait_for("shop", "a stream", |shop| shop["state"] == "backfilling" || shop["state"] == "streaming");
-        if shop["state"] == "streaming" {
+        let seen = daemon.wait_for("shop", "a stream", |shop| shop["state"] == "backfilling" || shop["state"] == "streaming");
+        if seen["state"] == "streaming" {
             // Everything was read: again.
-            home.run(&["backfill", "shop", "public.item"]).expect_code(0);
+            home.run(&["backfill", "shop", table]).expect_code(0);
             runs += 1;
         }
         if rng.u32(0..4) == 0 {
-            trouble(database, &daemon, &mut rng);
+            trouble(shop, &daemon, &mut rng);
             troubles += 1;
         }
         thread::sleep(Duration::from_millis(rng.u64(0..900)));
@@ -118,11 +90,12 @@ pub fn kill_backfills(home: &Home, database: &Database, topic: &str, rows: u32) 
     assert_eq!(daemon.terminate(), Some(0));
     let records = home.tail(topic);
     println!(
-        "kill: seed {seed}: backfill: {counted} kills of {tried} while rows were read, {troubles} other troubles, {runs} runs, \
+        "kill: seed {seed}: backfill of {}: {counted} kills of {tried} while rows were read, {troubles} other troubles, {runs} runs, \
          {done} transactions of the writers, {} events",
+        shop.name(),
         records.len()
     );
-    if let Some(fault) = fault(database, &records) {
+    if let Some(fault) = fault(shop, &records) {
         panic!("seed {seed}: {fault}");
     }
 }
@@ -133,5 +106,5 @@ fn kills_lose_no_row_of_a_backfill_and_bring_nothing_stale_on_the_embedded_log()
     let database = server.database();
     // Small chunks at a steady pace, so that every death comes while there are rows still to be read.
     let home = versioned(&database, 20_000, "      backfill: { rows_per_second: 8000, readers: 2 }\n");
-    kill_backfills(&home, &database, "shop.item", 20_000);
+    kill_backfills(&home, &database, kill::kills(10), "shop.item", 20_000);
 }

@@ -1,17 +1,12 @@
-//! Rows that are in tables of MariaDB and MySQL before the connector is: each arrives, and none is stale, whatever is written, killed or
-//! held back meanwhile.
+//! Rows that are in tables of MariaDB and MySQL before the connector is: each arrives, and none is stale, whatever is asked for or held back
+//! meanwhile.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-};
+use std::{collections::BTreeMap, thread};
 
 use super::servers::{Flavour, Server, eventually, shared};
 use crate::support::{daemon::Home, record::Record};
 
 const ROWS: usize = 12_000;
-const KILLS: u64 = 3;
 
 /// A table of rows with a version each, and a connector over it.
 fn versioned(server: &Server, more: &str) -> (Home, String) {
@@ -60,67 +55,6 @@ fn fault(server: &Server, database: &str, records: &[Record]) -> Option<String> 
     let differing = table.iter().filter(|(key, version)| topic.get(*key) != Some(version)).count();
     let extra = topic.keys().filter(|key| !table.contains_key(*key)).count();
     (topic != table).then(|| format!("the topic is not the table: {differing} rows differ or are missing, {extra} are too many"))
-}
-
-/// Changes rows all over the table until it is told to stop: several sessions, so that commits wait for each other.
-fn hammer(server: &Server, database: &str, seed: usize, stop: &AtomicBool) {
-    let mut at = seed;
-    while !stop.load(Ordering::Relaxed) {
-        let mut sql = format!("USE {database};\n");
-        for _ in 0..40 {
-            at = (at * 7919 + 104_729) % ROWS;
-            let id = at + 1;
-            sql.push_str(&match at % 10 {
-                0 => format!("DELETE FROM items WHERE id = {id};\n"),
-                1 => format!("BEGIN;\nUPDATE items SET ver = ver + 1 WHERE id BETWEEN {id} AND {id} + 9;\nCOMMIT;\n"),
-                2 => format!("BEGIN;\nUPDATE items SET ver = 99 WHERE id = {id};\nROLLBACK;\n"),
-                _ => format!("UPDATE items SET ver = ver + 1 WHERE id = {id};\n"),
-            });
-        }
-        // Two sessions may want the same rows in another order: one of them is refused, and goes on.
-        let _ = server.try_sql(&sql);
-    }
-}
-
-fn a_killed_backfill_leaves_the_table_in_the_topic(flavour: Flavour) {
-    let server = shared(flavour);
-    let (home, database) = versioned(server, "      backfill: { rows_per_second: 4000, readers: 2 }\n");
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for seed in [1, 5000, 9000] {
-            let (database, stop) = (&database, &stop);
-            scope.spawn(move || hammer(server, database, seed, stop));
-        }
-        let killed = std::panic::catch_unwind(|| {
-            let mut daemon = home.start();
-            for kill in 1..=KILLS {
-                daemon.wait_for("shop", "more rows", |shop| shop["backfills"][0]["rows"].as_u64() >= Some(kill * 2500));
-                daemon.kill9();
-                daemon = home.start();
-            }
-            daemon.wait_for("shop", "all rows", |shop| shop["backfills"][0]["state"] == "done");
-            assert_eq!(daemon.terminate(), Some(0));
-        });
-        stop.store(true, Ordering::Relaxed);
-        killed.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
-    let mut daemon = home.start();
-    daemon.wait_caught_up("shop");
-    assert_eq!(daemon.terminate(), Some(0));
-    let records = home.tail("shop.items");
-    let read = records.iter().filter(|record| record.op() == "r").count();
-    assert!(read > ROWS / 3, "only {read} rows were read");
-    assert_eq!(fault(server, &database, &records), None);
-}
-
-#[test]
-fn a_killed_backfill_leaves_the_table_in_the_topic_on_mariadb() {
-    a_killed_backfill_leaves_the_table_in_the_topic(Flavour::Mariadb);
-}
-
-#[test]
-fn a_killed_backfill_leaves_the_table_in_the_topic_on_mysql() {
-    a_killed_backfill_leaves_the_table_in_the_topic(Flavour::Mysql);
 }
 
 fn a_table_is_read_on_demand_whole_or_in_part(flavour: Flavour) {

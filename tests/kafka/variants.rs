@@ -29,7 +29,7 @@ fn expect_found(variant: &str, scenario: Scenario, words: &[&str]) {
         let follower = Follower::new(&kafka.bootstrap);
         let (final_reader, follower): (Option<kill::Reader>, _) = (Some(&reader), Some(&follower));
         kill::audit(
-            &Run { seed: 0, kills: 1, home: &home, database: &database, final_reader, follower, break_log: None, outlast: None },
+            &Run { seed: 0, kills: 1, home: &home, shop: &database, final_reader, follower, break_log: None, outlast: None },
             &oracle,
         );
     };

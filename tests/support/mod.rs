@@ -8,6 +8,7 @@ pub mod oracle;
 pub mod postgres;
 pub mod proxy;
 pub mod record;
+pub mod shop;
 pub mod workload;
 
 pub use common::*;

@@ -1,7 +1,6 @@
-//! A seeded workload on a real PostgreSQL: several writers with keys of their own and keys they fight over.
+//! A seeded workload on a real database: several writers with keys of their own and keys they fight over.
 
 use std::{
-    io::Write as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,9 +10,8 @@ use std::{
 };
 
 use fastrand::Rng;
-use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use super::postgres::{Database, PASSWORD};
+use super::shop::{Client, Failure, Shop, Step};
 
 /// Rows of the bank; the first transaction makes them.
 pub const BANK_ROWS: u64 = 20;
@@ -37,7 +35,7 @@ pub struct Progress {
     pub deadlocks: AtomicU64,
     /// Committed transactions of [`LARGE`] rows.
     pub large: AtomicU64,
-    /// Committed transactions with a COPY.
+    /// Committed transactions with rows in bulk.
     pub copies: AtomicU64,
     /// Committed transactions that change the columns of a table between their rows.
     pub reshapes: AtomicU64,
@@ -53,7 +51,7 @@ impl Progress {
     fn counter(&self, script: &Script) -> Option<&AtomicU64> {
         match script.kind {
             Kind::Large => Some(&self.large),
-            Kind::Copy { .. } => Some(&self.copies),
+            Kind::Copy => Some(&self.copies),
             Kind::Reshape => Some(&self.reshapes),
             Kind::Small => None,
         }
@@ -78,31 +76,33 @@ pub struct Workload {
 }
 
 /// Makes the tables and the functions that change them.
-pub fn prepare(database: &Database) {
-    database.sql(include_str!("workload.sql"));
+pub fn prepare(shop: &dyn Shop) {
+    shop.prepare();
 }
 
 impl Workload {
     /// Opens the bank and starts the writers. The same seed gives each writer the same transactions; how they interleave is real.
-    pub fn start(database: &Database, seed: u64, writers: u64, pause: Duration) -> Self {
+    pub fn start(shop: &dyn Shop, seed: u64, writers: u64, pause: Duration) -> Self {
         let progress = Arc::new(Progress::default());
-        let mut client = database.client();
-        let events = commit(&mut client, &format!("BEGIN; SELECT truth.open_bank({BANK_ROWS});"), true).expect("the bank opens");
+        let connect = Arc::new(shop.connect());
+        let (mut client, mut events) = (connect().expect("a session"), 0);
+        let opening = [Step::Call(format!("open_bank({BANK_ROWS})"))];
+        client.run(&opening, true, &mut events).expect("the bank opens");
         progress.committed_events.fetch_add(events, Ordering::SeqCst);
         progress.commits.fetch_add(1, Ordering::SeqCst);
         let start = |number: u64| {
             let mut writer = Writer { rng: Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number)), number, copied: 0 };
-            let (mut client, progress) = (database.client(), Arc::clone(&progress));
-            let mut server: Config = database.url().parse().expect("the URL of the database");
-            server.password(PASSWORD);
+            let (connect, progress) = (Arc::clone(&connect), Arc::clone(&progress));
             std::thread::spawn(move || {
+                let open = || super::wait_until("a writer to reach the database", super::PATIENCE, || connect());
+                let mut client = open();
                 while !progress.stop.load(Ordering::SeqCst) {
                     if progress.is_too_far_ahead() {
                         std::thread::sleep(Duration::from_millis(5));
                         continue;
                     }
-                    if !writer.one_transaction(&mut client, &progress) {
-                        client = reconnect(&server);
+                    if !writer.one_transaction(&mut *client, &progress) {
+                        client = open();
                     }
                     // The pace keeps the source from outrunning a build without optimisation for ever.
                     std::thread::sleep(pause.mul_f64(writer.rng.f64() * 2.0));
@@ -154,126 +154,115 @@ struct Writer {
     copied: u64,
 }
 
-/// A transaction: its statements, and what is special about it.
+/// A transaction: its steps, and what is special about it.
 struct Script {
     kind: Kind,
-    statements: String,
+    steps: Vec<Step>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Small,
     Large,
-    /// These rows come before the statements.
-    Copy {
-        first: u64,
-        rows: u64,
-    },
+    Copy,
     Reshape,
 }
 
 impl Writer {
-    /// Whether the connection can be used on. After a crash nobody knows whether the transaction committed, so it is not counted.
-    fn one_transaction(&mut self, client: &mut Client, progress: &Progress) -> bool {
+    /// Whether the session can be used on. After a crash nobody knows whether the transaction committed, so it is not counted.
+    fn one_transaction(&mut self, client: &mut dyn Client, progress: &Progress) -> bool {
         let keep = self.rng.u32(0..100) < 88;
         let script = if progress.takes_large() { self.large() } else { self.script() };
         // What was asked for is kept.
         let keep = keep || script.kind == Kind::Large;
-        match script.run(client, keep) {
-            Ok(events) if keep => {
+        let mut events = 0;
+        let done = client.run(&script.steps, keep, &mut events);
+        progress.committed_events.fetch_add(events, Ordering::SeqCst);
+        match done {
+            Ok(()) if keep => {
                 if let Some(counter) = progress.counter(&script) {
                     counter.fetch_add(1, Ordering::SeqCst);
                 }
-                progress.committed_events.fetch_add(events, Ordering::SeqCst);
                 progress.commits.fetch_add(1, Ordering::SeqCst);
             }
-            Ok(_) => drop(progress.rollbacks.fetch_add(1, Ordering::SeqCst)),
-            Err(error) if is_crash(client, &error) => return false,
-            Err(error) => {
-                let code = error.code().map_or_else(|| panic!("the workload failed: {error}"), postgres::error::SqlState::code);
-                assert_eq!(code, "40P01", "the workload failed: {error:?}");
-                // The server may crash right here.
-                if let Err(error) = client.batch_execute("ROLLBACK") {
-                    assert!(is_crash(client, &error), "a rollback failed: {error:?}");
-                    return false;
-                }
-                progress.deadlocks.fetch_add(1, Ordering::SeqCst);
-            }
+            Ok(()) => drop(progress.rollbacks.fetch_add(1, Ordering::SeqCst)),
+            Err(Failure::Deadlock) => drop(progress.deadlocks.fetch_add(1, Ordering::SeqCst)),
+            Err(Failure::Gone) => return false,
         }
         true
     }
 
     fn script(&mut self) -> Script {
-        let (kind, statements) = match self.rng.u32(0..400) {
+        let (kind, steps) = match self.rng.u32(0..400) {
             0 => {
                 // Large enough to be published in slices.
                 let (base, rows) = (1_000_000 * (1 + self.number), self.rng.u32(700..2_500));
-                let number = self.rng.u32(0..1_000_000);
-                let each = format!("truth.put_account({base} + n, 'bulk {number}', true)");
-                (Kind::Small, format!("SELECT {each} FROM generate_series(1, {rows}) n;"))
+                let owner = format!("bulk {}", self.rng.u32(0..1_000_000));
+                (Kind::Small, vec![Step::Many { base, rows, owner }])
             }
             1..6 => {
                 let (first, rows) = (100_000_000 * (1 + self.number) + self.copied, self.rng.u64(2..250));
                 self.copied += rows;
-                (Kind::Copy { first, rows }, format!("SELECT truth.copied({first}, {rows});{}", self.changes()))
+                let mut steps = vec![Step::Copy { first, rows }];
+                self.changes(&mut steps);
+                (Kind::Copy, steps)
             }
             6..9 => (Kind::Reshape, self.reshape()),
-            _ => (Kind::Small, self.changes()),
+            _ => {
+                let mut steps = Vec::new();
+                self.changes(&mut steps);
+                (Kind::Small, steps)
+            }
         };
-        Script { kind, statements }
+        Script { kind, steps }
     }
 
     fn large(&mut self) -> Script {
         let (base, number) = (1_000_000 * (1 + self.number), self.rng.u32(0..1_000_000));
-        Script { kind: Kind::Large, statements: format!("SELECT truth.put_accounts({base}, {LARGE}, 'large {number}');") }
+        Script { kind: Kind::Large, steps: vec![Step::Large { base, rows: LARGE, owner: format!("large {number}") }] }
     }
 
-    /// Rows before, between and after: the same transaction has events of several schemas.
-    fn reshape(&mut self) -> String {
+    /// Rows before, between and after: the same transaction has events of several schemas where the database allows it.
+    fn reshape(&mut self) -> Vec<Step> {
         // The lock comes first, else two of these would wait for each other every time.
-        let mut script = String::from("LOCK TABLE shop.account IN ACCESS EXCLUSIVE MODE;");
+        let mut steps = vec![Step::Exclusive];
         for _ in 0..self.rng.u32(1..3) {
-            script.push_str(&self.changes());
+            self.changes(&mut steps);
             let (kind, value) =
                 [("int", "'7'"), ("text", "'später'"), ("boolean", "'true'"), ("int", "NULL")][self.rng.usize(0..4)];
             let name = ["extra", "Über 1", "surplus"][self.rng.usize(0..3)];
             // Not also once before, up to a savepoint that is rolled back: PostgreSQL 15.18 was seen to describe the table without the
             // column afterwards, to whoever decodes its log.
-            script.push_str(&format!("SELECT truth.reshape('{kind}', {value}, '{name}', {});", self.rng.bool()));
-            script.push_str(&format!("SELECT truth.put_account({}, 'reshaped', true);", self.account()));
+            steps.push(Step::Reshape { kind, value, name, rename: self.rng.bool() });
+            steps.push(Step::Call(format!("put_account({}, 'reshaped', true)", self.account())));
         }
-        script + &self.changes()
+        self.changes(&mut steps);
+        steps
     }
 
     /// 1 to 200 changes, mostly few, with savepoints that are released, rolled back and nested.
-    fn changes(&mut self) -> String {
+    fn changes(&mut self, steps: &mut Vec<Step>) {
         let changes = match self.rng.u32(0..100) {
             0..3 => self.rng.u32(100..200),
             3..20 => self.rng.u32(10..50),
             _ => self.rng.u32(1..8),
         };
-        let mut script = String::new();
         let mut depth = 0;
         for _ in 0..changes {
             match self.rng.u32(0..100) {
                 0..5 => {
                     depth += 1;
-                    script.push_str(&format!("SAVEPOINT s{depth};"));
+                    steps.push(Step::Savepoint(depth));
                 }
-                5..8 if depth > 0 => {
-                    script.push_str(&format!("ROLLBACK TO s{depth};"));
-                }
+                5..8 if depth > 0 => steps.push(Step::RollbackTo(depth)),
                 8..11 if depth > 0 => {
-                    script.push_str(&format!("RELEASE s{depth};"));
+                    steps.push(Step::Release(depth));
                     depth -= 1;
                 }
                 _ => {}
             }
-            script.push_str("SELECT truth.");
-            script.push_str(&self.change());
-            script.push(';');
+            steps.push(Step::Call(self.change()));
         }
-        script
     }
 
     fn change(&mut self) -> String {
@@ -339,44 +328,4 @@ impl Writer {
         let text: String = (0..length).map(|_| LETTERS[self.rng.usize(0..LETTERS.len())]).collect();
         format!("'{text}'")
     }
-}
-
-impl Script {
-    /// The events it stands for, once it has committed or was rolled back as wanted.
-    fn run(&self, client: &mut Client, keep: bool) -> Result<u64, postgres::Error> {
-        let Kind::Copy { first, rows } = self.kind else {
-            return commit(client, &format!("BEGIN;{}", self.statements), keep);
-        };
-        client.batch_execute("BEGIN")?;
-        let mut copy = client.copy_in("COPY shop.account (id, ver, owner, active) FROM STDIN")?;
-        let lines: String = (first..first + rows).map(|id| format!("{id}\t1\tcopy \\t 🚲 {id}\tf\n")).collect();
-        // It is the end that tells what happened to the rows.
-        let sent = copy.write_all(lines.as_bytes());
-        let done = copy.finish()?;
-        assert!(sent.is_ok() && done == rows, "{done} of {rows} rows copied: {sent:?}");
-        commit(client, &self.statements, keep)
-    }
-}
-
-/// Whether the server went away.
-fn is_crash(client: &Client, error: &postgres::Error) -> bool {
-    client.is_closed() || error.code().is_none_or(|code| code.code().starts_with("57P"))
-}
-
-fn reconnect(server: &Config) -> Client {
-    super::wait_until("the writer to reach the database again", super::PATIENCE, || {
-        server.connect(NoTls).map_err(|error| error.to_string())
-    })
-}
-
-/// Runs a transaction in one round trip and returns how many events it stands for; nothing of it happened after an error.
-fn commit(client: &mut Client, script: &str, keep: bool) -> Result<u64, postgres::Error> {
-    let end = if keep { "COMMIT" } else { "ROLLBACK" };
-    let count = "SELECT count(*) FROM truth.change WHERE xid = pg_current_xact_id()::text::bigint";
-    let messages = client.simple_query(&format!("{script}{count};{end};"))?;
-    let last = messages.iter().rev().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(|value| value.parse().expect("a count")),
-        _ => None,
-    });
-    Ok(last.expect("the count of the transaction"))
 }

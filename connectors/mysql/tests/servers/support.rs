@@ -37,6 +37,7 @@ pub struct Server {
     pub flavour: Flavour,
     base: PathBuf,
     directory: tempfile::TempDir,
+    settings: Vec<String>,
     pub port: u16,
 }
 
@@ -45,12 +46,13 @@ impl Server {
     pub fn start(flavour: Flavour, settings: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hw-my-").tempdir().expect("a temporary directory");
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
-        let server = Self { flavour, base: find(flavour), directory, port };
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let server = Self { flavour, base: find(flavour), directory, settings, port };
         if is_root() {
             run(Command::new("chown").arg("nobody").arg(server.directory.path()));
         }
         server.init();
-        server.boot(settings);
+        server.boot();
         server.guard();
         server
     }
@@ -123,7 +125,7 @@ impl Server {
         assert!(child.wait().expect("the server's bootstrap").success(), "the bootstrap failed: {}", self.log("init.log"));
     }
 
-    fn boot(&self, settings: &[&str]) {
+    fn boot(&self) {
         let place = |name: &str| self.directory.path().join(name).display().to_string();
         let mut command = self.command();
         command
@@ -149,7 +151,7 @@ impl Server {
         let users = "SET sql_log_bin = 0;\nCREATE USER IF NOT EXISTS hw@'%' IDENTIFIED BY 'secret';\nGRANT ALL ON *.* TO hw@'%' WITH GRANT OPTION;\n";
         std::fs::write(place("users.sql"), users).expect("a file");
         command.arg(format!("--init-file={}", place("users.sql")));
-        command.args(settings).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(&self.settings).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("the server");
         let deadline = Instant::now() + Duration::from_secs(60);
         while let Err(error) = self.try_sql("SELECT 1") {
@@ -201,7 +203,7 @@ impl Server {
     pub fn crash_and_restart(&self) {
         self.stop("-KILL");
         let _ = std::fs::remove_file(self.directory.path().join("pid"));
-        self.boot(&[]);
+        self.boot();
     }
 
     /// An empty database of its own, and its name.
