@@ -2,17 +2,21 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use headwater_connector::Result;
 use serde_json::Value as Json;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::shop::Fact;
 use crate::log::{
-    From, Log,
+    From, Log, StoredRecord,
     embedded::{EmbeddedLog, Mode, Options},
 };
 
@@ -51,13 +55,49 @@ pub struct Ledger {
     pub twice: usize,
 }
 
+/// A reader that follows the shop's topics and keeps what it saw: what a newer event of the same key supersedes goes from them after a
+/// while, so whoever counts later counts too little.
+pub struct Witness {
+    events: Arc<Mutex<Vec<Event>>>,
+    _reading: JoinSet<()>,
+}
+
+impl Witness {
+    /// Begins at the first event.
+    pub async fn start(log: &Path, connector: &str) -> Result<Self> {
+        let log = EmbeddedLog::open(Options::new(log), Mode::Reader)?;
+        let mut readers = Vec::new();
+        for table in TABLES {
+            readers.push((table, log.reader(&format!("{connector}.{table}"), 0, From::Earliest).await?));
+        }
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let (seen, mut reading) = (Arc::clone(&events), JoinSet::new());
+        reading.spawn(async move {
+            // Held for as long as its readers are.
+            let _log = log;
+            loop {
+                for (table, reader) in &mut readers {
+                    // Whoever cannot read sees too little, and the count says so.
+                    let Ok(records) = reader.read(10_000, Duration::from_millis(20)).await else { return };
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).extend(records.iter().map(|record| event(table, record)));
+                }
+            }
+        });
+        Ok(Self { events, _reading: reading })
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Ledger {
     /// Counts until nothing is missing, or the deadline is over.
-    pub async fn catch_up(log: PathBuf, connector: &str, truth: &Truth, deadline: Instant) -> Result<Self> {
+    pub async fn catch_up(witness: &Witness, truth: &Truth, deadline: Instant) -> Self {
         loop {
-            let ledger = Self::compare(truth, &read(&log, connector).await?);
+            let ledger = Self::compare(truth, &witness.events());
             if ledger.missing == 0 || Instant::now() > deadline {
-                return Ok(ledger);
+                return ledger;
             }
             sleep(Duration::from_millis(100)).await;
         }
@@ -113,35 +153,25 @@ struct Event {
     is_tombstone: bool,
 }
 
-/// Every event of the shop's topics, in the order of its topic.
-async fn read(path: &std::path::Path, connector: &str) -> Result<Vec<Event>> {
-    let log = EmbeddedLog::open(Options::new(path), Mode::Reader)?;
-    let mut events = Vec::new();
-    for table in TABLES {
-        let mut reader = log.reader(&format!("{connector}.{table}"), 0, From::Earliest).await?;
-        while !reader.at_end().await? {
-            for record in reader.read(10_000, Duration::from_millis(50)).await? {
-                let header = |name: &str| {
-                    let value = record.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice());
-                    String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
-                };
-                let key: Json = serde_json::from_slice(&record.key).unwrap_or_default();
-                let fact = Fact {
-                    xid: header("hw.tx").split('@').next().and_then(|xid| xid.parse().ok()).unwrap_or(0),
-                    table: table.to_owned(),
-                    op: header("hw.op").chars().next().unwrap_or('?'),
-                    id: key["id"].as_i64().unwrap_or(-1),
-                };
-                events.push(Event { fact, is_tombstone: record.value.is_none() });
-            }
-        }
-    }
-    Ok(events)
+fn event(table: &str, record: &StoredRecord) -> Event {
+    let header = |name: &str| {
+        let value = record.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice());
+        String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+    };
+    let key: Json = serde_json::from_slice(&record.key).unwrap_or_default();
+    let fact = Fact {
+        xid: header("hw.tx").split('@').next().and_then(|xid| xid.parse().ok()).unwrap_or(0),
+        table: table.to_owned(),
+        op: header("hw.op").chars().next().unwrap_or('?'),
+        id: key["id"].as_i64().unwrap_or(-1),
+    };
+    Event { fact, is_tombstone: record.value.is_none() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{Cleanup, TopicSpec, Transaction};
 
     fn fact(op: char, id: i64) -> Fact {
         Fact { xid: if op == 'r' { 0 } else { 7 }, table: "orders".into(), op, id }
@@ -176,5 +206,35 @@ mod tests {
         assert!(!compare(&[('c', 9)], &[('c', 9), ('r', 8)], &[9]).is_exact(), "a row that nobody wrote");
         // A stale row behind a delete leaves a key that is not there.
         assert!(!compare(&[('r', 3), ('d', 3)], &[('d', 3), ('r', 3)], &[]).is_exact());
+    }
+
+    #[tokio::test]
+    async fn changes_that_compaction_took_were_counted_as_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = EmbeddedLog::open(Options { compact_interval_seconds: 1, ..Options::new(dir.path()) }, Mode::Daemon).unwrap();
+        let specs = TABLES.map(|table| TopicSpec { name: format!("shop.{table}"), partitions: None, cleanup: Cleanup::Compact });
+        log.ensure_topics(&specs).await.unwrap();
+        let mut transaction = Transaction::default();
+        let topic = transaction.topic_index("shop.orders");
+        // One key twice, and enough behind it that both are old.
+        for id in [1, 1].into_iter().chain(2..5_000) {
+            let op = transaction.write(|out| out.push(b'u'));
+            let key = transaction.write(|out| out.extend_from_slice(format!("{{\"id\":{id}}}").as_bytes()));
+            let value = transaction.write(|out| out.push(b'1'));
+            transaction.push_header("hw.op", op);
+            transaction.push_record(topic, 0, 1_767_323_045_123, key, Some(value));
+        }
+        let witness = Witness::start(dir.path(), "shop").await.unwrap();
+        log.open_writer("shop").await.unwrap().commit(transaction).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let first = || async {
+            let mut reader = log.reader("shop.orders", 0, From::Earliest).await.unwrap();
+            reader.read(1, Duration::ZERO).await.unwrap()[0].offset
+        };
+        while witness.events().len() < 5_000 || first().await == 0 {
+            assert!(Instant::now() < deadline, "{} events, first {}", witness.events().len(), first().await);
+            sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(witness.events().iter().filter(|event| event.fact.id == 1).count(), 2);
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 
 use self::{
     daemon::Daemon,
-    ledger::{Ledger, Truth},
+    ledger::{Ledger, Truth, Witness},
     server::{Monolith, Server},
     shop::Shop,
     show::Show,
@@ -120,6 +120,7 @@ impl Stage {
         let Self { show, daemon, directory } = self;
         shop.fill(show).await?;
         let daemon = daemon.insert(Daemon::start(directory.path(), server, shop.schema(), show).await?);
+        let witness = Witness::start(&daemon.log_path(), shop.schema()).await?;
         // A task set ends its tasks when it is dropped.
         let mut background = JoinSet::new();
         background.spawn(show.clone().follow(daemon.log_path(), shop.schema().to_owned()));
@@ -141,7 +142,7 @@ impl Stage {
         let deadline = Instant::now() + CATCH_UP;
         daemon.until_read(deadline).await;
         let truth = Truth { facts: shop.truth().await?, rows: shop.rows().await? };
-        let ledger = Ledger::catch_up(daemon.log_path(), shop.schema(), &truth, deadline).await?;
+        let ledger = Ledger::catch_up(&witness, &truth, deadline).await;
         Ok((Played { transactions, kills: KILLS, reading }, ledger))
     }
 }
