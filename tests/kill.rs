@@ -243,8 +243,7 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         if run.kills >= FULL && kills.tried % 25 == 10 {
             workload.ask_for_large();
         }
-        // Half of the deaths come at a place that is known to be bad, the others anywhere.
-        let (point, hit) = (["C7", "C8", "C14"].get(rng.usize(0..6)).copied(), rng.u32(2..12));
+        let (point, hit) = place_of_death(run, &kills, &mut rng);
         // Every fourth life has its trouble, each kind in its turn: luck alone leaves one out in a run of thirty.
         let due = due(run, kills.tried);
         let point = point.filter(|_| due.is_none());
@@ -294,6 +293,17 @@ fn kill_repeatedly(run: &Run, workload: &Workload, history: &mut History) -> Kil
         break_the_log(run, &mut kills);
     }
     kills
+}
+
+/// Half of the deaths come at a place that is known to be bad, the others anywhere. A place where a full run has not seen one is tried
+/// until it has, early in a life.
+fn place_of_death(run: &Run, kills: &Kills, rng: &mut Rng) -> (Option<&'static str>, u32) {
+    let chosen = (["C7", "C8", "C14"].get(rng.usize(0..6)).copied(), rng.u32(2..12));
+    let missing = [("C7", kills.aborted), ("C8", kills.answers_lost)].into_iter().find(|(_, seen)| *seen == 0);
+    match missing {
+        Some((point, _)) if run.kills >= FULL && kills.tried % 4 == 1 => (Some(point), 2 + chosen.1 % 3),
+        _ => chosen,
+    }
 }
 
 /// A start of a broker takes longer than many deaths, so it is rare, and a short run goes without.
