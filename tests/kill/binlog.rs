@@ -47,6 +47,9 @@ fn on_the_embedded_log(flavour: Flavour) {
         break_log: None,
         outlast: None,
     });
+    if !mysql::has_names(&server) {
+        return;
+    }
     let home = backfill::versioned(&server, ROWS, "      backfill: { rows_per_second: 6000, readers: 2 }\n");
     backfill::kill_backfills(&home, &server, kills(FEW), "shop.item", ROWS);
 }
