@@ -22,7 +22,7 @@ use crate::{
         oracle::Oracle,
         postgres::Postgres,
         record::Record,
-        shop::{Shop, Trouble},
+        shop::{Shop, Step, Trouble},
         wait_until,
         workload::{self, Progress, Workload},
     },
@@ -495,6 +495,14 @@ fn kills_lose_and_repeat_nothing_on_the_embedded_log() {
 fn explain(shop: &dyn Shop) -> Vec<Expected> {
     workload::prepare(shop);
     let oracle = Oracle::start(shop);
+    // A column that comes is the one thing that luck may leave out of a few transactions.
+    let (mut client, mut reshaped) = (shop.connect()().expect("a session"), 0);
+    let steps = [
+        Step::Exclusive,
+        Step::Reshape { kind: "int", value: "'7'", name: "extra", rename: false },
+        Step::Call("put_account(1, 'with a column', true)".to_owned()),
+    ];
+    client.run(&steps, true, &mut reshaped).expect("a column");
     let workload = Workload::start(shop, seed(), WRITERS, Duration::from_millis(5));
     wait_until("enough transactions", PATIENCE, || match workload.committed_events() {
         events if events > 3_000 => Ok(()),
@@ -502,7 +510,8 @@ fn explain(shop: &dyn Shop) -> Vec<Expected> {
     });
     let progress = workload.stop();
     let expected = oracle.expected("shop");
-    assert_eq!(expected.len() as u64, progress.committed_events.load(std::sync::atomic::Ordering::SeqCst));
+    assert_eq!(expected.len() as u64, reshaped + progress.committed_events.load(Ordering::SeqCst));
+    assert_eq!(expected[0].value.as_ref().expect("a row")["extra"], 7, "an account has the column that has come");
     let mut folded: BTreeMap<(String, String), serde_json::Value> = BTreeMap::new();
     for event in &expected {
         let key = (event.topic.clone(), event.key.clone());

@@ -65,7 +65,7 @@ impl Truth for Binlog<'_> {
                     now.tables.insert(format!("{connector}.{}", table.trim_end_matches(')')));
                 }
             }
-            "Query" => reshape(info, &mut extra),
+            "Query" | "Query_compressed" => reshape(info, &mut extra),
             "Xid" => {
                 let listed = std::mem::take(&mut now);
                 let told = listed.number.and_then(|number| truth.remove(&number)).unwrap_or_default();
