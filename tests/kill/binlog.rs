@@ -71,6 +71,9 @@ fn on_kafka(flavour: Flavour) {
         break_log: Some(&|how| kafka::break_broker(&kafka, how)),
         outlast: Some(&|| kafka::wait_aborted(&kafka, "headwater.shop")),
     });
+    if !mysql::has_names(&server) {
+        return;
+    }
     let more =
         "      backfill: { rows_per_second: 6000, readers: 2 }\n    events: { partitions: 3, topic: \"backfilled.{entity}\" }\n";
     let home = backfill::versioned(&server, ROWS, more);
