@@ -19,14 +19,47 @@ use crate::{
 const DAEMON: &str = "headwater";
 const SENDERS: &str = "SELECT id FROM information_schema.processlist WHERE user = 'headwater' AND command LIKE 'Binlog Dump%'";
 
+/// How a server writes its binlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    Plain,
+    Compressed,
+    /// MySQL without names of transactions: the daemon goes by files and places in them.
+    Unnamed,
+}
+
+impl Writing {
+    /// One of them, by the seed of a run.
+    pub fn of(flavour: Flavour, seed: u64) -> Self {
+        match (seed / 2 % 3, flavour) {
+            (1, _) => Self::Compressed,
+            (2, Flavour::Mysql) => Self::Unnamed,
+            _ => Self::Plain,
+        }
+    }
+
+    const fn settings(self, flavour: Flavour) -> &'static [&'static str] {
+        match (self, flavour) {
+            (Self::Plain, _) | (Self::Unnamed, Flavour::Mariadb) => &[],
+            (Self::Compressed, Flavour::Mysql) => &["--binlog-transaction-compression=ON", "--max-binlog-size=1M"],
+            (Self::Compressed, Flavour::Mariadb) => {
+                &["--log-bin-compress=ON", "--log-bin-compress-min-len=10", "--max-binlog-size=1M"]
+            }
+            (Self::Unnamed, Flavour::Mysql) => &["--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"],
+        }
+    }
+}
+
 /// Settings of a server that is killed: what it has answered stays, and what it writes is spread over many files. Statements are in the
 /// binlog beside their rows, for the oracle.
-pub fn start(flavour: Flavour) -> Server {
+pub fn start(flavour: Flavour, writing: Writing) -> Server {
     let mut settings = vec!["--sync-binlog=1", "--innodb-flush-log-at-trx-commit=1", "--max-binlog-size=4M"];
     settings.push(match flavour {
         Flavour::Mariadb => "--binlog-annotate-row-events=ON",
         Flavour::Mysql => "--binlog-rows-query-log-events=ON",
     });
+    settings.extend(writing.settings(flavour));
+    println!("kill: {flavour:?}, {writing:?}");
     let server = Server::start(flavour, &settings);
     server.sql(&format!("CREATE USER {DAEMON}@'%' IDENTIFIED BY 'secret';\nGRANT ALL ON *.* TO {DAEMON}@'%'"));
     server
@@ -59,7 +92,8 @@ impl Shop for Server {
     }
 
     fn captured(&self) -> (&'static str, &'static str) {
-        ("\"shop.*\"", "")
+        // Without GTIDs nothing tells what a row that is read includes.
+        ("\"shop.*\"", if has_names(self) { "" } else { "      backfill: never\n" })
     }
 
     fn connect(&self) -> Connect {
@@ -158,6 +192,11 @@ fn change(rng: &mut Rng, rows: u32) -> Vec<String> {
         3 => vec![format!("UPDATE IGNORE stock.item SET id = {rows} + {other}, ver = uuid_short() WHERE id = {id}")],
         _ => vec![format!("UPDATE stock.item SET ver = uuid_short() WHERE id BETWEEN {id} AND {id} + 5")],
     }
+}
+
+/// Whether the server's transactions have names, so that rows can be read.
+pub fn has_names(server: &Server) -> bool {
+    server.flavour == Flavour::Mariadb || server.sql("SELECT @@gtid_mode") == "ON"
 }
 
 fn kill(server: &Server, query: &str) {
