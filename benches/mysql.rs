@@ -20,7 +20,7 @@ use crate::{
 /// Settings of a server that is meant to be fast; the later of two wins over the tests' own.
 const SETTINGS: &[&str] = &[
     "--innodb-buffer-pool-size=512M",
-    "--innodb-log-file-size=1G",
+    "--innodb-log-file-size=256M",
     "--innodb-flush-log-at-trx-commit=2",
     "--binlog-cache-size=1M",
     "--sync-binlog=0",
