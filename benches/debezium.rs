@@ -12,7 +12,7 @@ use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     headwater::LIMIT,
     process::{cpu, get, memory_kib},
     server::Server,
+    source::Debezium,
     support::{free_port, root, temp_dir, wait_until},
 };
 
@@ -35,7 +36,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(server: &Server, group: &str) -> Self {
+    fn start(server: &Server<'_>, group: &str) -> Self {
         let home = home();
         let (dir, port) = (temp_dir(), free_port());
         let internal = |name: &str| format!("{name}.storage.topic={group}-{name}\n{name}.storage.replication.factor=1\n");
@@ -69,6 +70,22 @@ impl Worker {
         worker
     }
 
+    /// A connector that does not run yet; at an offset, if one is said.
+    fn create(&self, name: &str, options: &Value, offset: Option<Value>) {
+        let connector = json!({ "name": name, "config": options, "initial_state": "STOPPED" });
+        ureq::post(&self.url("")).send_json(&connector).expect("Connect takes the connector");
+        wait_until("the connector to be known", LIMIT, || {
+            match get(&self.url(&format!("/{name}/status"))).unwrap_or_default()["connector"]["state"].as_str() {
+                Some("STOPPED") => Ok(()),
+                state => Err(format!("{state:?}")),
+            }
+        });
+        if let Some(offset) = offset {
+            let offsets = json!({ "offsets": [offset] });
+            ureq::patch(&self.url(&format!("/{name}/offsets"))).send_json(&offsets).expect("Connect takes the offset");
+        }
+    }
+
     fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/connectors{path}", self.port)
     }
@@ -88,59 +105,54 @@ fn home() -> PathBuf {
 }
 
 /// Drains a backlog; the worker runs already when the clock starts, its CPU time counts from then on.
-pub fn drain(server: &Server, backlog: &Backlog, round: usize) -> Drained {
-    let name = format!("dbz_{}_{round}", backlog.shape.name);
-    publish(server, &name, &Contestant::DebeziumExactlyOnce.slot(round), "no_data", backlog.shape.rows)
+pub fn drain(server: &Server<'_>, backlog: &Backlog, round: usize) -> Drained {
+    let name = format!("dbz_{}_{}_{round}", server.source.name(), backlog.case);
+    publish(server, &name, &Contestant::DebeziumExactlyOnce.slot(round), Some(backlog), backlog.rows)
 }
 
 /// Reads a table that is there already, on a slot of its own.
-pub fn snapshot(server: &Server, name: &str, rows: u64) -> Drained {
-    publish(server, &format!("dbz_{name}"), name, "initial", rows)
+pub fn snapshot(server: &Server<'_>, name: &str, rows: u64) -> Drained {
+    publish(server, &format!("dbz_{name}"), name, None, rows)
 }
 
-fn publish(server: &Server, name: &str, slot: &str, snapshot: &str, rows: u64) -> Drained {
+fn publish(server: &Server<'_>, name: &str, slot: &str, backlog: Option<&Backlog>, rows: u64) -> Drained {
+    let Debezium { options: own, topic, offset } = server.source.debezium(name, slot, &server.kafka().bootstrap, backlog);
     let worker = Worker::start(server, name);
     let pid = worker.child.id();
-    let options = json!({
-        "connector.class": "io.debezium.connector.postgresql.PostgresConnector", "tasks.max": "1",
-        "database.hostname": "127.0.0.1", "database.port": server.port().to_string(), "database.user": "postgres",
-        "database.password": server.password(), "database.dbname": "postgres", "plugin.name": "pgoutput",
-        "publication.name": "bench", "publication.autocreate.mode": "disabled", "table.include.list": "public.bench",
-        "slot.name": slot, "slot.drop.on.stop": "false", "snapshot.mode": snapshot, "snapshot.fetch.size": "10240",
+    let mut options = json!({
+        "tasks.max": "1", "snapshot.fetch.size": "10240",
         "topic.prefix": name, "topic.creation.default.partitions": "6", "topic.creation.default.replication.factor": "1",
         "exactly.once.support": "required",
         "max.batch.size": "16384", "max.queue.size": "65536", "producer.override.linger.ms": "50",
         "producer.override.batch.size": "524288", "producer.override.compression.type": "lz4",
         "producer.override.buffer.memory": "134217728",
     });
+    for (option, value) in own.as_object().expect("options") {
+        options[option] = value.clone();
+    }
+    worker.create(name, &options, offset);
     let (before, began) = (cpu(pid), Instant::now());
-    ureq::put(&worker.url(&format!("/{name}/config"))).send_json(&options).expect("Connect takes the connector");
-    let last = wait_for_rows(server, &worker, name, rows);
+    ureq::put(&worker.url(&format!("/{name}/resume"))).send_empty().expect("Connect starts the connector");
+    let last = wait_for_rows(server, &worker, name, &topic, rows);
     let drained = Drained { seconds: (last - began).as_secs_f64(), cpu: cpu(pid) - before, peak_kib: memory_kib(pid, "VmHWM") };
     let _ = ureq::delete(&worker.url(&format!("/{name}"))).call();
     drop(worker);
-    wait_until("its slot to be free", Duration::from_secs(60), || {
-        match server.value(&format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'")).as_str() {
-            "false" => Ok(()),
-            state => Err(state.to_owned()),
-        }
-    });
+    server.source.settle(slot);
     drained
 }
 
 /// The moment of the last record, once as many as rows are there and nothing more comes.
-fn wait_for_rows(server: &Server, worker: &Worker, name: &str, rows: u64) -> Instant {
+fn wait_for_rows(server: &Server<'_>, worker: &Worker, name: &str, topic: &str, rows: u64) -> Instant {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &server.kafka().bootstrap)
         .set("group.id", "bench")
         .create()
         .expect("a consumer");
-    let topic = format!("{name}.public.bench");
     let (mut ends, mut last) = (BTreeMap::new(), Instant::now());
     wait_until("Debezium to publish all rows", LIMIT, || {
         for partition in 0..6 {
             let (_, end) =
-                consumer.fetch_watermarks(&topic, partition, Duration::from_secs(10)).map_err(|error| error.to_string())?;
+                consumer.fetch_watermarks(topic, partition, Duration::from_secs(10)).map_err(|error| error.to_string())?;
             if ends.insert(partition, end) != Some(end) {
                 last = Instant::now();
             }

@@ -1,17 +1,15 @@
 //! Draining a backlog, and what it cost.
 
 use std::{
-    process::{Child, Command},
+    process::Child,
     time::{Duration, Instant},
 };
-
-use crate::{backlog::Backlog, debezium, headwater, server::Server, support::postgres_program};
 
 /// Who drains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Contestant {
-    /// pg_recvlogical to /dev/null: as fast as the server can send to a client that does nothing.
-    Recv,
+    /// A client of the database's own that throws everything away: as fast as the server can send.
+    Client(usize),
     /// Headwater into its embedded log.
     Embedded,
     /// Headwater into Kafka.
@@ -21,10 +19,10 @@ pub enum Contestant {
 }
 
 impl Contestant {
-    /// For the table.
+    /// For the table; a client has a name of its own.
     pub fn title(self) -> &'static str {
         match self {
-            Self::Recv => "pg_recvlogical",
+            Self::Client(_) => "client",
             Self::Embedded => "embedded",
             Self::Kafka => "Kafka",
             Self::DebeziumExactlyOnce => "Debezium, exactly once",
@@ -33,13 +31,12 @@ impl Contestant {
 
     /// The slot that it drains in a round.
     pub fn slot(self, round: usize) -> String {
-        let name = match self {
-            Self::Recv => "recv",
-            Self::Embedded => "embedded",
-            Self::Kafka => "kafka",
-            Self::DebeziumExactlyOnce => "debezium",
-        };
-        format!("{name}_{round}")
+        match self {
+            Self::Client(client) => format!("client{client}_{round}"),
+            Self::Embedded => format!("embedded_{round}"),
+            Self::Kafka => format!("kafka_{round}"),
+            Self::DebeziumExactlyOnce => format!("debezium_{round}"),
+        }
     }
 }
 
@@ -51,26 +48,6 @@ pub struct Drained {
     pub cpu: Duration,
     /// Peak of its resident memory.
     pub peak_kib: u64,
-}
-
-/// Drains the whole backlog.
-pub fn drain(server: &Server, backlog: &Backlog, contestant: Contestant, round: usize) -> Drained {
-    match contestant {
-        Contestant::Recv => recv(server, backlog, round),
-        Contestant::Embedded | Contestant::Kafka => headwater::drain(server, backlog, contestant, round),
-        Contestant::DebeziumExactlyOnce => debezium::drain(server, backlog, round),
-    }
-}
-
-fn recv(server: &Server, backlog: &Backlog, round: usize) -> Drained {
-    let child = Command::new(postgres_program("pg_recvlogical"))
-        .args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-U", "postgres", "-d", "postgres"])
-        .args(["-S", &Contestant::Recv.slot(round), "--start", "-o", "proto_version=1", "-o", "publication_names=bench"])
-        .args([&format!("--endpos={}", backlog.end), "-F", "0", "-f", "/dev/null"])
-        .env("PGPASSWORD", server.password())
-        .spawn()
-        .expect("pg_recvlogical starts");
-    watch(child, "pg_recvlogical")
 }
 
 /// Waits for a client that was started just now.

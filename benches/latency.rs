@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::Read,
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,8 +15,10 @@ use std::{
 
 use headwater::log::{From, LogReader, Mode};
 
-use crate::{drain::Contestant, headwater::Daemon, server::Server, support::postgres_program};
+use crate::{drain::Contestant, headwater::Daemon, postgres::PostgresServer, server::Server, source::Source};
 
+/// pg_recvlogical
+const RECEIVER: Contestant = Contestant::Client(0);
 /// Connections that insert.
 const LOADERS: u64 = 2;
 
@@ -29,25 +31,19 @@ pub struct Table;
 
 impl Table {
     /// Creates it, empty.
-    pub fn make(server: &Server) -> Self {
-        server
-            .client()
-            .batch_execute(
-                "CREATE TABLE bench (id int8 PRIMARY KEY, customer int8, status text, total numeric(12,2), note text, qty int4, \
-                 active bool, created timestamptz, updated timestamp, code varchar(32)); CREATE PUBLICATION bench FOR TABLE bench",
-            )
-            .expect("the table");
+    pub fn make(postgres: &PostgresServer) -> Self {
+        postgres.ordinary_table();
         Self
     }
 
     /// Inserts in transactions of 100 rows until it is stopped.
-    pub fn load(&self, server: &Server, rows_per_second: f64) -> Load {
+    pub fn load(&self, postgres: &PostgresServer, rows_per_second: f64) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let pause = Duration::from_secs_f64(100.0 * LOADERS as f64 / rows_per_second);
         let threads = (0..LOADERS)
             .map(|loader| {
-                let (stop, sent, mut client) = (Arc::clone(&stop), Arc::clone(&sent), server.client());
+                let (stop, sent, mut client) = (Arc::clone(&stop), Arc::clone(&sent), postgres.client());
                 std::thread::spawn(move || {
                     // The walsender sends what is flushed, and without this nobody flushes for up to 200 ms.
                     client.batch_execute("SET synchronous_commit = on").expect("a setting");
@@ -77,14 +73,8 @@ impl Table {
     }
 
     /// Removes it and the slot of the daemon that has ended.
-    pub fn drop(self, server: &Server) {
-        server
-            .client()
-            .batch_execute(
-                "DROP PUBLICATION bench; DROP TABLE bench; \
-                 SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active",
-            )
-            .expect("the table goes");
+    pub fn drop(self, postgres: &PostgresServer) {
+        postgres.drop_table();
     }
 }
 
@@ -104,7 +94,7 @@ impl Load {
 }
 
 /// Measures both logs, each at half of the rate it drains a backlog with, and beside them a client that only receives.
-pub fn run(server: &Server, drained: &BTreeMap<Contestant, f64>) {
+pub fn run(postgres: &PostgresServer, server: &Server<'_>, drained: &BTreeMap<Contestant, f64>) {
     println!("\n### latency\n");
     println!(
         "From the sending of an INSERT of 100 rows (its execution and commit included) to the reader of a topic having the event, \
@@ -117,30 +107,30 @@ pub fn run(server: &Server, drained: &BTreeMap<Contestant, f64>) {
         "| Received by | Rows/s asked | Rows/s inserted | p50 ms | p95 ms | p99 ms | p99.9 ms | max ms | Resident MiB | INSERT p99 ms |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for contestant in [Contestant::Recv, Contestant::Embedded, Contestant::Kafka] {
+    for contestant in [RECEIVER, Contestant::Embedded, Contestant::Kafka] {
         // The client without a log takes the load of the faster of the two.
         let of = |contestant| drained.get(&contestant).copied().unwrap_or(120_000.0) / 2.0;
-        let rate = of(if contestant == Contestant::Recv { Contestant::Embedded } else { contestant });
+        let rate = of(if contestant == RECEIVER { Contestant::Embedded } else { contestant });
         for part in [1.0, 0.02] {
-            measure(server, contestant, rate * part);
+            measure(postgres, server, contestant, rate * part);
         }
     }
 }
 
-fn measure(server: &Server, contestant: Contestant, rate: f64) {
-    let table = Table::make(server);
+fn measure(postgres: &PostgresServer, server: &Server<'_>, contestant: Contestant, rate: f64) {
+    let table = Table::make(postgres);
     let name = format!("latency_{}_{}", contestant.slot(0), rate as u64);
     let (resident, load, mut micros, inserted) = match contestant {
-        Contestant::Recv => {
-            let mut client = Receiver::start(server, &name);
-            let load = table.load(server, rate);
+        RECEIVER => {
+            let mut client = Receiver::start(postgres, &name);
+            let load = table.load(postgres, rate);
             let (micros, inserted) = watch(&load, || client.read());
             (client.stop(), load, micros, inserted)
         }
         log => {
             let mut daemon = Daemon::start(server, log, &name, &name);
             daemon.wait_for("streaming", |connector| connector["state"] == "streaming");
-            let load = table.load(server, rate);
+            let load = table.load(postgres, rate);
             let (dir, topic) = (daemon.dir().to_owned(), format!("{name}.bench"));
             let (micros, inserted) = watch(&load, move || read(&dir, &topic));
             let resident = crate::process::memory_kib(daemon.pid(), "VmRSS") / 1024;
@@ -154,7 +144,7 @@ fn measure(server: &Server, contestant: Contestant, rate: f64) {
     let ms = |part: f64| format!("{:.1}", at(&micros, part) as f64 / 1000.0);
     println!(
         "| {} | {rate:.0} | {:.0} | {} | {} | {} | {} | {} | {resident} | {:.1} |",
-        contestant.title(),
+        if contestant == RECEIVER { "pg_recvlogical" } else { contestant.title() },
         inserted as f64 / MEASURE.as_secs_f64(),
         ms(0.5),
         ms(0.95),
@@ -163,7 +153,7 @@ fn measure(server: &Server, contestant: Contestant, rate: f64) {
         ms(1.0),
         at(&inserts, 0.99) as f64 / 1000.0,
     );
-    table.drop(server);
+    table.drop(postgres);
 }
 
 fn at(sorted: &[u64], part: f64) -> u64 {
@@ -186,13 +176,12 @@ fn watch(load: &Load, reader: impl FnOnce() -> Vec<u64> + Send) -> (Vec<u64>, u6
 struct Receiver(std::process::Child);
 
 impl Receiver {
-    fn start(server: &Server, slot: &str) -> Self {
+    fn start(postgres: &PostgresServer, slot: &str) -> Self {
         let create = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
-        server.client().batch_execute(&create).expect("a slot");
-        let child = Command::new(postgres_program("pg_recvlogical"))
-            .args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "-U", "postgres", "-d", "postgres"])
+        postgres.client().batch_execute(&create).expect("a slot");
+        let child = postgres
+            .command("pg_recvlogical")
             .args(["-S", slot, "--start", "-o", "proto_version=1", "-o", "publication_names=bench", "-F", "0", "-f", "-"])
-            .env("PGPASSWORD", server.password())
             .stdout(Stdio::piped())
             .spawn()
             .expect("pg_recvlogical starts");

@@ -1,7 +1,5 @@
 //! Decimals and floats as exact text.
 
-use std::io::Write;
-
 use crate::wire::{Cursor, Torn};
 
 /// Digits that four bytes hold.
@@ -34,36 +32,40 @@ pub fn push_decimal(out: &mut Vec<u8>, raw: &[u8], precision: u8, scale: u8) -> 
     let mut cursor = Cursor::new(bytes);
     let whole = precision - scale;
     let start = out.len();
-    digits(out, &mut cursor, whole % WORD)?;
+    digits(out, &mut cursor, whole % WORD, true)?;
     for _ in 0..whole / WORD {
-        digits(out, &mut cursor, WORD)?;
+        let is_first = out.len() == start;
+        digits(out, &mut cursor, WORD, is_first)?;
     }
-    let zeros = out[start..].iter().take_while(|byte| **byte == b'0').count();
     // One digit stays in front of the point.
-    let surplus = if zeros == out.len() - start { zeros.saturating_sub(1) } else { zeros };
-    out.drain(start..start + surplus);
     if out.len() == start {
         out.push(b'0');
     }
     if scale > 0 {
         out.push(b'.');
         for _ in 0..scale / WORD {
-            digits(out, &mut cursor, WORD)?;
+            digits(out, &mut cursor, WORD, false)?;
         }
-        digits(out, &mut cursor, scale % WORD)?;
+        digits(out, &mut cursor, scale % WORD, false)?;
     }
     Ok(())
 }
 
-fn digits(out: &mut Vec<u8>, cursor: &mut Cursor<'_>, count: u8) -> Result<(), Torn> {
+/// So many digits of a group; the first ones of a number without the zeros in front of them.
+#[inline]
+fn digits(out: &mut Vec<u8>, cursor: &mut Cursor<'_>, count: u8, is_first: bool) -> Result<(), Torn> {
     let width = usize::from(count);
-    let value = cursor.uint_be(BYTES[width])?;
-    if value >= 10_u64.pow(count.into()) {
+    let value = cursor.uint_be(BYTES[width])? as u32;
+    if value >= 10_u32.pow(count.into()) {
         return Err(Torn);
     }
-    if count > 0 {
-        write!(out, "{value:0width$}").map_err(|_| Torn)?;
+    let (mut text, mut rest) = ([b'0'; WORD as usize], value);
+    for digit in text[..width].iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
     }
+    let zeros = if is_first { text[..width].iter().take_while(|digit| **digit == b'0').count() } else { 0 };
+    out.extend_from_slice(&text[zeros..width]);
     Ok(())
 }
 

@@ -43,12 +43,31 @@ impl Moment {
     /// With the fraction `micros`, of which `digits` are shown.
     fn write(&self, out: &mut Vec<u8>, micros: u64, digits: u8, zone: &str) -> Result<Zero, Torn> {
         self.check()?;
-        let (between, zone) = if self.is_zero() == Zero::Yes { (' ', "") } else { ('T', zone) };
-        let Self { year, month, day, hour, minute, second } = self;
-        write!(out, "{year:04}-{month:02}-{day:02}{between}{hour:02}:{minute:02}:{second:02}").map_err(|_| Torn)?;
+        let (between, zone) = if self.is_zero() == Zero::Yes { (b' ', "") } else { (b'T', zone) };
+        let mut text = *b"0000-00-00T00:00:00";
+        put_date(&mut text, self.year, self.month, self.day);
+        text[10] = between;
+        for (at, number) in [(11, self.hour), (14, self.minute), (17, self.second)] {
+            put(&mut text, at, number);
+        }
+        out.extend_from_slice(&text);
         fraction(out, micros, digits)?;
         out.extend_from_slice(zone.as_bytes());
         Ok(self.is_zero())
+    }
+}
+
+/// Two digits. Most rows have a time, and `write!` takes many times as long.
+#[inline]
+fn put<const N: usize>(text: &mut [u8; N], at: usize, number: u64) {
+    text[at] = b'0' + (number / 10 % 10) as u8;
+    text[at + 1] = b'0' + (number % 10) as u8;
+}
+
+#[inline]
+fn put_date<const N: usize>(text: &mut [u8; N], year: u64, month: u64, day: u64) {
+    for (at, number) in [(0, year / 100), (2, year % 100), (5, month), (8, day)] {
+        put(text, at, number);
     }
 }
 
@@ -57,8 +76,11 @@ fn fraction(out: &mut Vec<u8>, micros: u64, digits: u8) -> Result<(), Torn> {
         return Err(Torn);
     }
     if digits > 0 {
-        let text = format!(".{micros:06}");
-        out.extend_from_slice(&text.as_bytes()[..usize::from(digits.min(6)) + 1]);
+        let mut text = *b".000000";
+        for (at, number) in [(1, micros / 10_000), (3, micros / 100 % 100), (5, micros % 100)] {
+            put(&mut text, at, number);
+        }
+        out.extend_from_slice(&text[..usize::from(digits.min(6)) + 1]);
     }
     Ok(())
 }
@@ -73,7 +95,9 @@ pub fn date(out: &mut Vec<u8>, raw: &[u8]) -> Result<Zero, Torn> {
     let bits = Cursor::new(raw).uint(raw.len())?;
     let moment = Moment { year: bits >> 9, month: bits >> 5 & 15, day: bits & 31, hour: 0, minute: 0, second: 0 };
     moment.check()?;
-    write!(out, "{:04}-{:02}-{:02}", moment.year, moment.month, moment.day).map_err(|_| Torn)?;
+    let mut text = *b"0000-00-00";
+    put_date(&mut text, moment.year, moment.month, moment.day);
+    out.extend_from_slice(&text);
     Ok(moment.is_zero())
 }
 
