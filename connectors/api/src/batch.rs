@@ -7,6 +7,9 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{Position, Schema};
 
+/// Memory that is kept for making a text.
+const DRAFT_BYTES: usize = 1 << 20;
+
 /// The value of one column as the source saw it.
 ///
 /// Text is canonical for the column's [`Type`](crate::Type), so that no format needs to know the source:
@@ -125,7 +128,11 @@ pub struct TransactionInfo {
 /// A batch without changes but with a position is progress: nothing of interest happened up to there.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// Apart from other bytes, so that text is known to be UTF-8 and need not be looked at again whenever it is used.
+    text: String,
     bytes: Vec<u8>,
+    /// Where text is made, used again.
+    draft: Vec<u8>,
     cells: Vec<Cell>,
     changes: Vec<Change>,
     transactions: Vec<TransactionInfo>,
@@ -136,6 +143,7 @@ pub struct Batch {
 /// A place in a batch to go back to; see [`Batch::mark`].
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
+    text: usize,
     bytes: usize,
     cells: usize,
     changes: usize,
@@ -147,6 +155,7 @@ impl Batch {
     /// Remembers where the batch ends now.
     pub fn mark(&self) -> Mark {
         Mark {
+            text: self.text.len(),
             bytes: self.bytes.len(),
             cells: self.cells.len(),
             changes: self.changes.len(),
@@ -158,6 +167,7 @@ impl Batch {
     /// Drops everything behind `mark`, which this batch gave since it was cleared: a transaction that turns out to be unusable
     /// goes, and the ones before it can still be published.
     pub fn rewind(&mut self, mark: Mark) {
+        self.text.truncate(mark.text);
         self.bytes.truncate(mark.bytes);
         self.cells.truncate(mark.cells);
         self.changes.truncate(mark.changes);
@@ -167,19 +177,21 @@ impl Batch {
 
     /// Empties the batch and keeps its memory, unless one huge row made it larger than `keep_bytes`.
     pub fn clear(&mut self, keep_bytes: usize) {
+        self.text.clear();
         self.bytes.clear();
         self.cells.clear();
         self.changes.clear();
         self.transactions.clear();
         self.schemas.clear();
         self.position = None;
+        self.text.shrink_to(keep_bytes);
         self.bytes.shrink_to(keep_bytes);
         self.cells.shrink_to(keep_bytes / size_of::<Cell>());
     }
 
     /// Begins a source transaction. `id` is unique per transaction and says where it committed.
     pub fn begin_transaction(&mut self, id: &str, commit_time_us: i64) {
-        let id = self.push_bytes(id.as_bytes());
+        let id = self.push_str(id);
         self.transactions.push(TransactionInfo { id: id.0..id.0 + id.1, commit_time_us });
     }
 
@@ -215,7 +227,7 @@ impl Batch {
             Value::Int(value) => Cell::Int(value),
             Value::Uint(value) => Cell::Uint(value),
             Value::Text(text) => {
-                let (start, len) = self.push_bytes(text.as_bytes());
+                let (start, len) = self.push_str(text);
                 Cell::Text(start, len)
             }
             Value::Bytes(bytes) => {
@@ -223,7 +235,7 @@ impl Batch {
                 Cell::Bytes(start, len)
             }
             Value::Json(text) => {
-                let (start, len) = self.push_bytes(text.as_bytes());
+                let (start, len) = self.push_str(text);
                 Cell::Json(start, len)
             }
             Value::Invalid(bytes) => {
@@ -236,22 +248,27 @@ impl Batch {
 
     /// Appends canonical text that `write` produces straight into the arena. What it writes must be UTF-8.
     /// After an error the batch holds a torn row and must be dropped.
+    ///
+    /// # Panics
+    /// If what it writes is not UTF-8: that is a bug of the source.
     pub fn push_text_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
-        let (start, len) = self.write_with(write)?;
+        let (start, len) = self.write_text_with(write)?;
         self.cells.push(Cell::Text(start, len));
         Ok(())
     }
 
     /// Like [`push_text_with`](Self::push_text_with), for compact JSON.
     pub fn push_json_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
-        let (start, len) = self.write_with(write)?;
+        let (start, len) = self.write_text_with(write)?;
         self.cells.push(Cell::Json(start, len));
         Ok(())
     }
 
     /// Like [`push_text_with`](Self::push_text_with), for raw bytes.
     pub fn push_bytes_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
-        let (start, len) = self.write_with(write)?;
+        let start = self.bytes.len();
+        write(&mut self.bytes)?;
+        let (start, len) = Self::span(start, self.bytes.len());
         self.cells.push(Cell::Bytes(start, len));
         Ok(())
     }
@@ -298,7 +315,7 @@ impl Batch {
 
     /// The bytes that the batch holds, for limits.
     pub fn size_bytes(&self) -> usize {
-        self.bytes.len() + self.cells.len() * size_of::<Cell>()
+        self.text.len() + self.bytes.len() + self.cells.len() * size_of::<Cell>()
     }
 
     /// The values of a row image, in the order of the schema's columns.
@@ -327,8 +344,13 @@ impl Batch {
     }
 
     fn text(&self, start: u32, len: u32) -> &str {
-        let bytes = &self.bytes[start as usize..(start + len) as usize];
-        std::str::from_utf8(bytes).expect("text cells are written from str, or by a writer that promised UTF-8")
+        &self.text[start as usize..(start + len) as usize]
+    }
+
+    fn push_str(&mut self, text: &str) -> (u32, u32) {
+        let start = self.text.len();
+        self.text.push_str(text);
+        Self::span(start, self.text.len())
     }
 
     fn push_bytes(&mut self, bytes: &[u8]) -> (u32, u32) {
@@ -337,10 +359,17 @@ impl Batch {
         Self::span(start, self.bytes.len())
     }
 
-    fn write_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(u32, u32), E> {
-        let start = self.bytes.len();
-        write(&mut self.bytes)?;
-        Ok(Self::span(start, self.bytes.len()))
+    fn write_text_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(u32, u32), E> {
+        self.draft.clear();
+        write(&mut self.draft)?;
+        let text = std::str::from_utf8(&self.draft).expect("a writer of text promised UTF-8");
+        let start = self.text.len();
+        self.text.push_str(text);
+        if self.draft.len() > DRAFT_BYTES {
+            // One huge value must not be held twice until the batch is cleared.
+            self.draft = Vec::new();
+        }
+        Ok(Self::span(start, self.text.len()))
     }
 
     fn span(start: usize, end: usize) -> (u32, u32) {

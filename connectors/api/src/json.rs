@@ -4,6 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 /// Appends `text` as a JSON string with quotes. Only what must be escaped is.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
+    out.reserve(text.len() + 2);
     out.push(b'"');
     push_escaped(out, text);
     out.push(b'"');
@@ -11,32 +12,37 @@ pub fn push_string(out: &mut Vec<u8>, text: &str) {
 
 /// Appends the inside of a JSON string.
 pub fn push_escaped(out: &mut Vec<u8>, text: &str) {
-    let bytes = text.as_bytes();
-    let mut done = 0;
-    for (at, &byte) in bytes.iter().enumerate() {
-        let escape: &[u8] = match byte {
-            b'"' => b"\\\"",
-            b'\\' => b"\\\\",
-            b'\n' => b"\\n",
-            b'\r' => b"\\r",
-            b'\t' => b"\\t",
-            0x08 => b"\\b",
-            0x0c => b"\\f",
-            0..0x20 => {
-                out.extend_from_slice(&bytes[done..at]);
+    let mut rest = text.as_bytes();
+    loop {
+        let (plain, escaped) = rest.split_at(plain_len(rest));
+        out.extend_from_slice(plain);
+        let Some((&byte, behind)) = escaped.split_first() else { return };
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            _ => {
                 out.extend_from_slice(b"\\u00");
                 out.push(b"0123456789abcdef"[usize::from(byte >> 4)]);
                 out.push(b"0123456789abcdef"[usize::from(byte & 15)]);
-                done = at + 1;
-                continue;
             }
-            _ => continue,
-        };
-        out.extend_from_slice(&bytes[done..at]);
-        out.extend_from_slice(escape);
-        done = at + 1;
+        }
+        rest = behind;
     }
-    out.extend_from_slice(&bytes[done..]);
+}
+
+/// How many bytes there are before the first that has to be escaped.
+fn plain_len(bytes: &[u8]) -> usize {
+    let is_escaped = |byte: u8| (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+    // Without a way out in between, the compiler looks at all bytes of a piece at once.
+    let is_plain = |piece: &&[u8; 16]| !piece.iter().fold(false, |found, byte| found | is_escaped(*byte));
+    let (pieces, _) = bytes.as_chunks::<16>();
+    let plain = pieces.iter().take_while(is_plain).count() * 16;
+    bytes[plain..].iter().position(|byte| is_escaped(*byte)).map_or(bytes.len(), |at| plain + at)
 }
 
 /// Appends bytes as a JSON string in base64.
@@ -100,6 +106,20 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text, "\"a\\\"\\\\\\u0001\\n/é\u{7f}\"");
         assert_eq!(serde_json::from_str::<String>(&text).unwrap(), "a\"\\\u{1}\n/é\u{7f}");
+    }
+
+    #[test]
+    fn what_must_be_escaped_is_found_wherever_it_stands() {
+        for byte in (0..0x80).map(char::from) {
+            for before in 0..40 {
+                let text = format!("{}{byte}{}", "x".repeat(before), "é".repeat(40 - before));
+                let mut out = Vec::new();
+                push_string(&mut out, &text);
+                assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
+                let is_escaped = byte < ' ' || byte == '"' || byte == '\\';
+                assert_eq!(out.len() > text.len() + 2, is_escaped, "{byte:?} after {before}");
+            }
+        }
     }
 
     #[test]

@@ -62,6 +62,13 @@ struct Tally {
     collided: bool,
 }
 
+impl Tally {
+    /// Whether all records that were mapped stay, if there is nothing before them: a table that was read for the first time.
+    fn is_settled(&self, last: &HashMap<u64, i64>) -> bool {
+        self.tombstones == 0 && self.kept == last.len() as i64
+    }
+}
+
 /// Compacts one partition as far as it is due.
 pub(super) fn compact(worker: &Worker, connection: &mut Connection, part: Part, now_ms: i64) -> Result<(), Halt> {
     let state = state(connection, part)?;
@@ -78,8 +85,11 @@ pub(super) fn compact(worker: &Worker, connection: &mut Connection, part: Part, 
     let mut clean_offset = state.clean_offset;
     loop {
         let seed = RandomState::new();
-        let (last, upto) = map_keys(worker, connection, part, clean_offset..end, &seed)?;
-        let tally = sweep(worker, connection, part, upto, old, &seed, &last)?;
+        let (last, upto, mapped) = map_keys(worker, connection, part, clean_offset..end, &seed)?;
+        let tally = match mapped.is_settled(&last) && clean_offset == 0 {
+            true => mapped,
+            false => sweep(worker, connection, part, upto, old, &seed, &last)?,
+        };
         if tally.collided {
             // The progress is not stored: the next round tries again with another seed.
             return Ok(());
@@ -124,25 +134,28 @@ fn horizon(connection: &Connection, part: Part, at_ms: i64) -> rusqlite::Result<
     )
 }
 
-/// Last offset by hash of the key, for as much of the range as fits; and where it ends.
+/// Last offset by hash of the key, for as much of the range as fits; where it ends; and what it has.
 fn map_keys(
     worker: &Worker,
     connection: &Connection,
     part: Part,
     range: std::ops::Range<i64>,
     seed: &RandomState,
-) -> Result<(HashMap<u64, i64>, i64), Halt> {
+) -> Result<(HashMap<u64, i64>, i64, Tally), Halt> {
     let mut last = HashMap::new();
+    let mut tally = Tally::default();
     let mut from = range.start;
     while from < range.end && last.len() < worker.tuning.keys {
         worker.proceed()?;
         // No more records than there is room for keys: the bound on memory is exact.
         let limit = worker.tuning.scan.min(worker.tuning.keys - last.len());
-        from = page(connection, part, from..range.end, limit, |offset, key, _| {
+        from = page(connection, part, from..range.end, limit, |offset, key, tombstone| {
             last.insert(seed.hash_one(key), offset);
+            tally.kept += 1;
+            tally.tombstones += i64::from(tombstone);
         })?;
     }
-    Ok((last, from.max(range.start)))
+    Ok((last, from.max(range.start), tally))
 }
 
 /// Visits up to `limit` records and says where to go on: behind the last one, or at the end of the range.

@@ -36,6 +36,13 @@ const FIRST_ROUND: Duration = Duration::from_secs(10);
 /// Maintenance gives way at once when a foreign program holds a lock; there is another round.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// How long a round waits at most for a moment in which not much is written, as it is while tables are read for the first time: then
+/// hardly anything is superseded, and what reads the log takes its share of the disk and of the CPU.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The write-ahead log filled up so shortly before: much is written.
+const BUSY: Duration = Duration::from_secs(5);
+
 /// How often the size of the write-ahead log is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -101,17 +108,20 @@ impl Worker {
     fn run(&self, interval: Duration) {
         let mut due = Instant::now() + interval.min(FIRST_ROUND);
         let mut next_try = Instant::now();
+        let mut filled = None;
         loop {
             thread::park_timeout(GLANCE.min(interval));
             let mut result = self.proceed();
             if result.is_ok() && self.files.wal_bytes() > WAL_BYTES && Instant::now() >= next_try {
+                filled = Some(Instant::now());
                 result = self.empty_wal();
                 if self.files.wal_bytes() > WAL_BYTES {
                     // A reader is still in it.
                     next_try = Instant::now() + TICK;
                 }
             }
-            if result.is_ok() && Instant::now() >= due {
+            let is_busy = filled.is_some_and(|at| at.elapsed() < BUSY) && Instant::now() < due + PATIENCE;
+            if result.is_ok() && Instant::now() >= due && !is_busy {
                 result = self.round(now_ms());
                 due = Instant::now() + interval;
             }

@@ -163,6 +163,10 @@ fn take_over(connection: &mut Connection, connector: &str) -> Result<i64, Fault>
     Ok(epoch)
 }
 
+/// Rows that one statement appends, if there are so many for a partition: to begin a statement, to find its table's end and to end it
+/// costs as much as a row.
+const ROWS: usize = 16;
+
 /// Appends the records of one transaction.
 struct Appender<'a> {
     topics: &'a HashMap<String, Topic>,
@@ -174,26 +178,33 @@ struct Appender<'a> {
 
 /// A partition that this transaction appends to.
 struct Slot<'a> {
+    /// For one row.
     insert: CachedStatement<'a>,
+    /// For [`ROWS`], once there have been as many.
+    insert_many: Option<CachedStatement<'a>>,
     part: Part,
     next_offset: i64,
+    /// Records that are not appended yet; fewer than `ROWS`.
+    waiting: Vec<&'a Record>,
 }
 
 impl<'a> Appender<'a> {
-    fn append(&mut self, sql: &'a SqlTransaction<'_>, record: &Record) -> Result<(), Fault> {
+    fn append(&mut self, sql: &'a SqlTransaction<'_>, record: &'a Record) -> Result<(), Fault> {
         let (topic, partition) = (record.topic as usize, record.partition as usize);
         if !matches!(self.slots.get(topic).and_then(|slots| slots.get(partition)), Some(Some(_))) {
             self.fill(sql, record)?;
         }
         let slot = self.slots[topic][partition].as_mut().expect("the slot was filled above");
-        headers::encode(self.headers, self.transaction, record);
-        slot.insert.raw_bind_parameter(1, slot.next_offset)?;
-        slot.insert.raw_bind_parameter(2, record.timestamp_ms)?;
-        slot.insert.raw_bind_parameter(3, Bytes(self.transaction.bytes(record.key)))?;
-        slot.insert.raw_bind_parameter(4, record.value.map(|value| Bytes(self.transaction.bytes(value))))?;
-        slot.insert.raw_bind_parameter(5, (!self.headers.is_empty()).then_some(Bytes(self.headers)))?;
-        slot.insert.raw_execute()?;
-        slot.next_offset += 1;
+        slot.waiting.push(record);
+        if slot.waiting.len() == ROWS {
+            let mut insert = match slot.insert_many.take() {
+                Some(insert) => insert,
+                None => sql.prepare_cached(&insert_into(slot.part, ROWS))?,
+            };
+            slot.next_offset = insert_rows(&mut insert, self.transaction, &slot.waiting, slot.next_offset, self.headers)?;
+            slot.waiting.clear();
+            slot.insert_many = Some(insert);
+        }
         Ok(())
     }
 
@@ -206,10 +217,7 @@ impl<'a> Appender<'a> {
         let part = topic.part(record.partition);
         // Another connector may write to the same topic, so the file is asked in each transaction.
         let next_offset = topics::next_offset(sql, part)?;
-        let insert = sql.prepare_cached(&format!(
-            "INSERT INTO {} (\"offset\", timestamp, key, value, headers) VALUES (?1, ?2, ?3, ?4, ?5)",
-            part.table()
-        ))?;
+        let insert = sql.prepare_cached(&insert_into(part, 1))?;
         let index = record.topic as usize;
         if self.slots.len() <= index {
             self.slots.resize_with(index + 1, Vec::new);
@@ -218,15 +226,19 @@ impl<'a> Appender<'a> {
         if slots.is_empty() {
             slots.resize_with(topic.partitions as usize, || None);
         }
-        slots[record.partition as usize] = Some(Slot { insert, part, next_offset });
+        let slot = Slot { insert, insert_many: None, part, next_offset, waiting: Vec::with_capacity(ROWS) };
+        slots[record.partition as usize] = Some(slot);
         Ok(())
     }
 
-    /// Stores how far the partitions go now, and says which moved.
+    /// Appends what waits, stores how far the partitions go now, and says which moved.
     fn finish(self, sql: &SqlTransaction<'_>) -> Result<Vec<Part>, Fault> {
         let mut update = sql.prepare_cached("UPDATE partitions SET next_offset = ?3 WHERE topic_id = ?1 AND partition = ?2")?;
         let mut moved = Vec::new();
-        for slot in self.slots.into_iter().flatten().flatten() {
+        for mut slot in self.slots.into_iter().flatten().flatten() {
+            for record in slot.waiting.chunks(1) {
+                slot.next_offset = insert_rows(&mut slot.insert, self.transaction, record, slot.next_offset, self.headers)?;
+            }
             update.execute(params![slot.part.topic, slot.part.partition, slot.next_offset])?;
             moved.push(slot.part);
         }
@@ -234,12 +246,44 @@ impl<'a> Appender<'a> {
     }
 }
 
+fn insert_into(part: Part, rows: usize) -> String {
+    let values = vec!["(?, ?, ?, ?, ?)"; rows].join(", ");
+    format!("INSERT INTO {} (\"offset\", timestamp, key, value, headers) VALUES {values}", part.table())
+}
+
+/// Appends as many records as the statement has rows. The offset behind them.
+fn insert_rows(
+    insert: &mut CachedStatement<'_>,
+    transaction: &Transaction,
+    records: &[&Record],
+    mut offset: i64,
+    buffer: &mut Vec<u8>,
+) -> rusqlite::Result<i64> {
+    for (row, record) in records.iter().enumerate() {
+        headers::encode(buffer, transaction, record);
+        let first = row * 5 + 1;
+        insert.raw_bind_parameter(first, offset)?;
+        insert.raw_bind_parameter(first + 1, record.timestamp_ms)?;
+        insert.raw_bind_parameter(first + 2, Bytes(transaction.bytes(record.key)))?;
+        insert.raw_bind_parameter(first + 3, record.value.map(|value| Bytes(transaction.bytes(value))))?;
+        insert.raw_bind_parameter(first + 4, (!buffer.is_empty()).then_some(Bytes(buffer)))?;
+        offset += 1;
+    }
+    insert.raw_execute()?;
+    Ok(offset)
+}
+
 /// Text where it is UTF-8, else a blob; either way bound without a copy on our side.
 struct Bytes<'a>(&'a [u8]);
 
 impl ToSql for Bytes<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        let value = if std::str::from_utf8(self.0).is_ok() { ValueRef::Text(self.0) } else { ValueRef::Blob(self.0) };
+        // Most is ASCII, which is told much faster.
+        let value = if self.0.is_ascii() || std::str::from_utf8(self.0).is_ok() {
+            ValueRef::Text(self.0)
+        } else {
+            ValueRef::Blob(self.0)
+        };
         Ok(ToSqlOutput::Borrowed(value))
     }
 }
