@@ -252,8 +252,9 @@ impl Decoder {
             rows if kind::is_rows(rows) => self.rows(rows, body, batch),
             kind::PASSED if self.prepared.is_replayed() => self.passed_rows(body),
             kind::XID => self.commit(header, body),
-            kind::GTID | kind::ANONYMOUS_GTID if self.is_of_files() => self.begin_in_file(header, body, batch),
+            kind::GTID | kind::GTID_TAGGED | kind::ANONYMOUS_GTID if self.is_of_files() => self.begin_in_file(header, body, batch),
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
+            kind::GTID_TAGGED => self.begin(header, binlog::mysql_gtid_tagged(body), batch),
             kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),
             kind::QUERY | kind::QUERY_COMPRESSED => self.query(header, body, batch),
             kind::XA_PREPARE => self.prepare(header, body),
@@ -290,7 +291,6 @@ impl Decoder {
     fn other(&self, header: &Header) -> Result<Event> {
         match header.kind {
             kind::ANONYMOUS_GTID => Err(stops::anonymous(&self.reading)),
-            kind::GTID_TAGGED => Err(stops::tagged(&self.reading)),
             kind::INCIDENT => Err(stops::incident(&self.reading)),
             kind::BEGIN_LOAD | kind::EXECUTE_LOAD => Err(stops::statement(None, &self.reading)),
             kind::STOP
@@ -317,7 +317,11 @@ impl Decoder {
     /// Named or not, the transaction is known by the place where it begins: a mode that is switched on the way changes nothing.
     fn begin_in_file(&mut self, header: &Header, body: &[u8], batch: &Batch) -> Result<Event> {
         let place = FilePlace::new(&self.reading.file, self.begins_at).ok_or_else(|| torn("the name of a file"))?;
-        let time = binlog::commit_time(body).map_err(|Torn| torn("the begin of a transaction"))?;
+        let time = match header.kind {
+            kind::GTID_TAGGED => binlog::mysql_gtid_tagged(body).map(|begin| begin.commit_time_us),
+            _ => binlog::commit_time(body),
+        };
+        let time = time.map_err(|Torn| torn("the begin of a transaction"))?;
         let begin = Begin { gtid: Gtid::Place(place), commit_time_us: time, standalone: None, is_prepared_xa: false };
         self.begin(header, Ok(begin), batch)
     }

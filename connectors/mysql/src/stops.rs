@@ -55,12 +55,6 @@ pub fn prepared_in_files(transaction: &str) -> Error {
         .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, then begin anew with `headwater reset`.")
 }
 
-/// Transactions whose names have a tag.
-pub fn tagged(spot: &Spot) -> Error {
-    at_spot(Error::new(&codes::UNKNOWN_EVENT, "a transaction's GTID has a tag, which cannot be read yet"), spot)
-        .hint("Let no session set gtid_next to AUTOMATIC with a tag; `headwater explain HW3019` has more.")
-}
-
 /// The file of the position is another one on this server.
 pub fn other_server(spot: &Spot) -> Error {
     at_spot(

@@ -67,9 +67,11 @@ impl Server {
         place.into_iter().find(|path| path.exists()).expect("the server's program")
     }
 
-    fn share(&self) -> PathBuf {
-        let place = ["share/mysql", "share/mariadb", "share"].map(|dir| self.base.join(dir));
-        place.into_iter().find(|path| path.join("mysql_system_tables.sql").exists()).expect("the server's files")
+    /// Where MariaDB keeps its messages and the statements that make its tables, whose files have another name since 11.
+    fn share(&self) -> (PathBuf, &'static str) {
+        let places = ["share/mysql", "share/mariadb", "share"].map(|dir| self.base.join(dir));
+        let named = |path: &Path| ["mariadb", "mysql"].into_iter().find(|name| path.join(format!("{name}_system_tables.sql")).exists());
+        places.into_iter().find_map(|path| named(&path).map(|name| (path, name))).expect("the server's files")
     }
 
     fn command(&self) -> Command {
@@ -86,7 +88,7 @@ impl Server {
         command.current_dir("/").arg("--no-defaults").arg(format!("--basedir={}", self.base.display()));
         command.arg(format!("--datadir={}", self.data().display()));
         if self.flavour == Flavour::Mariadb {
-            command.arg(format!("--lc-messages-dir={}", self.share().display()));
+            command.arg(format!("--lc-messages-dir={}", self.share().0.display()));
         }
         command
     }
@@ -111,8 +113,9 @@ impl Server {
         }
         // What mariadb-install-db does, without its guesses of paths.
         let mut script = "create database if not exists mysql;\nuse mysql;\n".to_owned();
-        for part in ["mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql"] {
-            let text = std::fs::read_to_string(self.share().join(part)).expect("the server's tables");
+        let (share, name) = self.share();
+        for part in ["system_tables", "performance_tables", "system_tables_data"] {
+            let text = std::fs::read_to_string(share.join(format!("{name}_{part}.sql"))).expect("the server's tables");
             script.push_str(&text.replace("@auth_root_socket", "NULL"));
         }
         let mut child = command
