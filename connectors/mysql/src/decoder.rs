@@ -252,7 +252,9 @@ impl Decoder {
             rows if kind::is_rows(rows) => self.rows(rows, body, batch),
             kind::PASSED if self.prepared.is_replayed() => self.passed_rows(body),
             kind::XID => self.commit(header, body),
-            kind::GTID | kind::GTID_TAGGED | kind::ANONYMOUS_GTID if self.is_of_files() => self.begin_in_file(header, body, batch),
+            kind::GTID | kind::GTID_TAGGED | kind::ANONYMOUS_GTID if self.is_of_files() => {
+                self.begin_in_file(header, body, batch)
+            }
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
             kind::GTID_TAGGED => self.begin(header, binlog::mysql_gtid_tagged(body), batch),
             kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),

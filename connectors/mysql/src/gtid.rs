@@ -365,7 +365,8 @@ mod tests {
 
     #[test]
     fn both_writings_come_back() {
-        for text in ["", &format!("{SERVER}:1-5:7:9-12"), &format!("{SERVER}:1-5:a_1:2:blue:1:7-9"), &format!("{SERVER}:blue:1")] {
+        for text in ["", &format!("{SERVER}:1-5:7:9-12"), &format!("{SERVER}:1-5:a_1:2:blue:1:7-9"), &format!("{SERVER}:blue:1")]
+        {
             assert_eq!(GtidSet::parse_mysql(text).unwrap().to_string(), text);
         }
         assert_eq!(GtidSet::parse_maria("1-2-3,0-1-10").unwrap().to_string(), "0-1-10,1-2-3");
@@ -387,7 +388,12 @@ mod tests {
     fn a_tag_has_numbers_of_its_own() {
         let mut set = GtidSet::parse_mysql(&format!("{SERVER}:1-5:blue:1")).unwrap();
         let gtid = |text: &str| Gtid::parse(&format!("{SERVER}:{text}")).unwrap();
-        assert!(set.contains(gtid("5")) && set.contains(gtid("blue:1")) && !set.contains(gtid("blue:2")) && !set.contains(gtid("red:1")));
+        assert!(
+            set.contains(gtid("5"))
+                && set.contains(gtid("blue:1"))
+                && !set.contains(gtid("blue:2"))
+                && !set.contains(gtid("red:1"))
+        );
         set.insert(gtid("blue:2"));
         assert_eq!(set.to_string(), format!("{SERVER}:1-5:blue:1-2"));
         let untagged = GtidSet::parse_mysql(&format!("{SERVER}:1-9")).unwrap();
