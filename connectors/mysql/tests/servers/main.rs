@@ -7,4 +7,5 @@ mod rogue;
 mod stream;
 mod suite;
 mod support;
+mod tags;
 mod types;
