@@ -212,7 +212,7 @@ install_newer() {
 
 newer() {
   local own dir
-  own=HEADWATER_${want^^}_NEWER
+  own=HEADWATER_$(printf '%s' "$want" | tr '[:lower:]' '[:upper:]')_NEWER
   if [ -n "${!own:-}" ]; then
     # What somebody asks for by name must be there.
     if ! fits "${!own}"; then note "$own=${!own} holds no usable $(program)"; return 1; fi
@@ -226,7 +226,7 @@ newer() {
 case $want in
   mariadb | mysql) ;;
   --newer)
-    for want in mariadb mysql; do newer; done
+    for want in mariadb mysql; do newer || exit 1; done
     exit 0 ;;
   --all)
     for want in mariadb mysql; do
