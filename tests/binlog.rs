@@ -4,6 +4,7 @@
 #[path = "../connectors/mysql/tests/servers/support.rs"]
 pub mod servers;
 
+mod files;
 mod rows;
 
 use servers::Server;

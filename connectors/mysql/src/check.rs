@@ -1,6 +1,6 @@
 //! Every preflight, with the statement that mends what is wrong.
 
-use headwater_connector::{Error, Finding, Result};
+use headwater_connector::{BackfillMode, Error, Finding, Result};
 
 use crate::{
     catalog::cell,
@@ -10,6 +10,7 @@ use crate::{
     connector::{Selected, select},
     inspect,
     server::SslMode,
+    stops,
 };
 
 /// A connector should be able to stand still over a long weekend.
@@ -29,6 +30,9 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
                 "Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, before the first start.",
             ),
         ));
+        if settings.backfill.mode != BackfillMode::Never {
+            found.push(Finding::error(stops::backfill_without_names()));
+        }
     }
     found.extend(faults.into_iter().map(Finding::error));
     grants(connection, settings, &mut found).await?;

@@ -48,6 +48,12 @@ pub fn anonymous(spot: &Spot) -> Error {
         .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3041` shows.")
 }
 
+/// Rows that are in tables already, on a server without GTIDs.
+pub fn backfill_without_names() -> Error {
+    Error::new(&codes::BACKFILL_TABLE, "without GTIDs nothing tells which changes a row that is read includes, so no table is read")
+        .hint("Set `backfill: never` to have changes only, or run SET GLOBAL gtid_mode = ON; in the steps of `headwater explain HW3009`.")
+}
+
 /// A prepared transaction where a restart could not have it sent again.
 pub fn prepared_in_files(transaction: &str) -> Error {
     Error::new(&codes::XA, "rows of a selected table were prepared on a server without GTIDs")
