@@ -94,6 +94,19 @@ impl Header {
         self.flags & IGNORABLE != 0
     }
 
+    /// Where in its file the stream is behind an event of this size that came at `at`. Events say so with 32 bits, which the last transaction
+    /// of a file can outgrow; MariaDB since 11.7 says nothing inside of transactions, so they are counted there.
+    pub fn behind(&self, at: u64, size: usize, is_inside: bool) -> u64 {
+        let ahead = self.next.wrapping_sub(at as u32);
+        match self.next {
+            0 if is_inside && self.flags & ARTIFICIAL == 0 => at + size as u64,
+            0 => at,
+            // The count can be beside the truth by what was left out or added on the way.
+            _ if is_inside => at.saturating_add_signed((ahead as i32).into()),
+            _ => at + u64::from(ahead),
+        }
+    }
+
     /// The same head for an event of another kind.
     pub fn of(&self, kind: u8) -> Self {
         Self { kind, ..*self }
@@ -379,6 +392,26 @@ mod tests {
                 assert_eq!(rotate(found), Ok(("binlog.000001", 4)), "{with_sum} {checksum:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_place_is_known_behind_four_gigabytes_and_without_numbers() {
+        const GIB: u64 = 1 << 30;
+        let head = |next: u64, flags| Header { time: 0, kind: kind::WRITE_ROWS, server_id: 1, next: next as u32, flags };
+        assert_eq!(head(2000, 0).behind(1000, 1000, false), 2000);
+        // Skipped by the server, and past the end of the number.
+        assert_eq!(head(3 * GIB, 0).behind(1000, 100, false), 3 * GIB);
+        assert_eq!(head(5 * GIB, 0).behind(4 * GIB - 1, 100, true), 5 * GIB);
+        // Nothing is said until the end of a transaction of six gigabytes, and then it is known exactly.
+        let mut at = 1000;
+        for _ in 0..6 {
+            at = head(0, 0).behind(at, GIB as usize, true);
+        }
+        assert_eq!(at, 6 * GIB + 1000);
+        assert_eq!(head(6 * GIB + 1040, 0).behind(at, 31, true), 6 * GIB + 1040);
+        assert_eq!(head(6 * GIB + 990, 0).behind(at, 31, true), 6 * GIB + 990);
+        // What the server makes up is in no file.
+        assert_eq!((head(0, ARTIFICIAL).behind(7, 99, true), head(0, 0).behind(7, 99, false)), (7, 7));
     }
 
     /// The events that MySQL 9.7 wrote for two transactions.

@@ -8,7 +8,7 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour, ident, literal},
     connector::{Selected, select},
-    inspect,
+    inspect, omitted,
     server::SslMode,
     stops,
 };
@@ -44,6 +44,7 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
         Finding::ok(format!("table {} has key ({})", table.schema.table, table.schema.key_names().join(", ")))
     }));
     found.extend(faults.into_iter().map(Finding::error));
+    found.extend(omitted::faults(connection, &tables).await?.into_iter().map(Finding::error));
     for cascade in cascades(connection, &tables).await? {
         found.push(if settings.accept_cascades { Finding::warning(cascade) } else { Finding::error(cascade) });
     }

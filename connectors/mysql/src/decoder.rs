@@ -20,6 +20,7 @@ use crate::{
     position::{Mark as At, Partial, Place, Spot},
     relation::{Table, Tables},
     rows::{self, Action, Fault, Rows},
+    statement::Name,
     stops,
     table_map::{self, TableMap},
     trail::Trail,
@@ -39,6 +40,9 @@ pub enum Event {
     Boundary,
     /// A selected table is described; the caller looks up what is missing and puts it into `tables`.
     Table,
+    /// A statement that changes rows of a table which is not selected; the caller finds out whether it can reach another one, clears it,
+    /// and applies the event again.
+    Statement(Name),
     /// The events of a compressed transaction, to be applied next.
     Unpacked(Vec<u8>),
     /// The server has nothing more to send now.
@@ -94,6 +98,8 @@ pub struct Decoder {
     /// Selected tables that the statement described and of which no rows came yet.
     mapped: Vec<u64>,
     news: News,
+    /// Tables whose rows a statement may change, since DDL came last.
+    cleared: Vec<Name>,
     id: String,
     limits: Limits,
 }
@@ -117,6 +123,7 @@ impl Decoder {
             trail: None,
             mapped: Vec::new(),
             news: News::default(),
+            cleared: Vec::new(),
             spot: place.spot,
             time: 0,
             is_bound,
@@ -213,10 +220,9 @@ impl Decoder {
             Bad::Torn => torn("an event"),
             Bad::Checksum => stops::checksum(&self.reading),
         })?;
+        self.reading.at = header.behind(self.reading.at, event.len(), self.open.is_some());
         if header.next > 0 {
             self.time = header.time;
-            // The number has 32 bits, which the last transaction of a file can outgrow.
-            self.reading.at += u64::from(header.next.wrapping_sub(self.reading.at as u32));
             self.begins_at = self.reading.at.saturating_sub(event.len() as u64);
         }
         let event = self.event(&header, body, batch)?;

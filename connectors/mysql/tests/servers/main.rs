@@ -3,6 +3,9 @@
 mod chunks;
 mod events;
 mod login;
+mod odd;
+mod omitted;
+mod packets;
 mod rogue;
 mod stream;
 mod suite;

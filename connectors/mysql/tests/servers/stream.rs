@@ -196,6 +196,8 @@ async fn check_prints_what_mends_it(flavour: Flavour) {
         .map(ToString::to_string)
         .collect();
     let said = errors.join("\n");
+    let warned = findings.iter().filter(|finding| finding.level == Level::Warning).filter_map(|finding| finding.error.as_ref());
+    assert!(warned.into_iter().any(|error| error.code().id == "HW3034"), "the server's commits can be lost (M20)");
     for wanted in [
         "SET GLOBAL binlog_row_image = 'FULL';",
         "SET GLOBAL binlog_row_metadata = 'FULL';",
