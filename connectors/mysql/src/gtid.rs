@@ -472,7 +472,7 @@ mod tests {
                 .collect();
             gtids.iter().for_each(|gtid| set.insert(*gtid));
             prop_assert!(gtids.iter().all(|gtid| set.contains(*gtid)));
-            prop_assert_eq!(&GtidSet::parse_mysql(&set.to_string()), &Some(set.clone()));
+            prop_assert_eq!(GtidSet::parse_mysql(&set.to_string()), Some(set));
             for gtid in gtids {
                 prop_assert_eq!(Gtid::parse(&gtid.to_string()), Some(gtid));
             }

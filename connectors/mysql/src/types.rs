@@ -47,7 +47,7 @@ pub fn is_ambiguous(column: &Column) -> bool {
 
 /// Whether the catalogue may call the column a vector. It need not know: what is none any more comes as the bytes that it has.
 pub fn may_be_vector(column: &Column) -> bool {
-    column.field == field::VARCHAR && column.meta > 0 && column.meta % 4 == 0 && is_binary(column)
+    column.field == field::VARCHAR && column.meta > 0 && column.meta.is_multiple_of(4) && is_binary(column)
 }
 
 fn is_binary(column: &Column) -> bool {

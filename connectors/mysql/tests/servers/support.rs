@@ -363,7 +363,7 @@ fn tell(url: &str, log: &Path) {
     let asked = url.to_owned();
     std::thread::spawn(move || sender.send(query(&asked, "SHOW FULL PROCESSLIST")));
     let doing = match answer.recv_timeout(Duration::from_secs(5)) {
-        Ok(Ok(text)) | Ok(Err(text)) => text,
+        Ok(Ok(text) | Err(text)) => text,
         Err(_) => "it does not answer".to_owned(),
     };
     let text = std::fs::read_to_string(log).unwrap_or_default();
