@@ -158,7 +158,7 @@ impl Server {
         command.arg(format!("--init-file={}", place("users.sql")));
         command.args(&self.settings).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("the server");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while let Err(error) = self.try_sql("SELECT 1") {
             assert!(child.try_wait().expect("the server").is_none(), "the server ended: {}", self.log("error.log"));
             assert!(Instant::now() < deadline, "the server did not start: {error}\n{}", self.log("error.log"));
