@@ -4,4 +4,14 @@
 #[path = "../connectors/mysql/tests/servers/support.rs"]
 pub mod servers;
 
+mod files;
 mod rows;
+
+use servers::Server;
+
+/// The lines of a source's server. Daemons of the same configuration on one server would end each other's connection, as two of the tests
+/// did that ran at the same time: each is a replica of its own.
+fn place(server: &Server, database: &str) -> String {
+    let number: u32 = database.trim_start_matches('d').parse().expect("the number of a database");
+    format!("      url: {}\n      server_id: {}\n", server.url(), 1000 + number)
+}

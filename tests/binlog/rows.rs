@@ -20,8 +20,8 @@ fn versioned(server: &Server, more: &str) -> (Home, String) {
     home.write(
         "connectors/shop.yaml",
         &format!(
-            "connectors:\n  shop:\n    source:\n      kind: mysql\n      url: {}\n      tables: [ {database}.items ]\n{more}",
-            server.url()
+            "connectors:\n  shop:\n    source:\n      kind: mysql\n{}      tables: [ {database}.items ]\n{more}",
+            super::place(server, &database)
         ),
     );
     (home, database)

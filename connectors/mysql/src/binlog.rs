@@ -1,7 +1,7 @@
 //! Events of the binlog, borrowed from the bytes that came. Without IO and without knowledge of tables.
 
 use crate::{
-    gtid::{Gtid, MariaGtid, MysqlGtid},
+    gtid::{Gtid, MariaGtid, MysqlGtid, Origin, Tag},
     wire::{Cursor, Torn},
 };
 
@@ -15,6 +15,9 @@ const IN_USE: u16 = 0x01;
 const ARTIFICIAL: u16 = 0x20;
 /// Head flag: whoever does not know the event may skip it.
 const IGNORABLE: u16 = 0x80;
+
+/// The number of the last field that a tagged GTID has in MySQL 9.7.
+const LAST_TAGGED_FIELD: u64 = 11;
 
 /// Numbers of the events' types.
 pub mod kind {
@@ -89,6 +92,19 @@ impl Header {
     /// Whether whoever does not know the event may skip it.
     pub fn is_ignorable(&self) -> bool {
         self.flags & IGNORABLE != 0
+    }
+
+    /// Where in its file the stream is behind an event of this size that came at `at`. Events say so with 32 bits, which the last transaction
+    /// of a file can outgrow; MariaDB since 11.7 says nothing inside of transactions, so they are counted there.
+    pub fn behind(&self, at: u64, size: usize, is_inside: bool) -> u64 {
+        let ahead = self.next.wrapping_sub(at as u32);
+        match self.next {
+            0 if is_inside && self.flags & ARTIFICIAL == 0 => at + size as u64,
+            0 => at,
+            // The count can be beside the truth by what was left out or added on the way.
+            _ if is_inside => at.saturating_add_signed((ahead as i32).into()),
+            _ => at + u64::from(ahead),
+        }
     }
 
     /// The same head for an event of another kind.
@@ -252,7 +268,7 @@ pub struct Begin {
     pub is_prepared_xa: bool,
 }
 
-/// A GTID of MySQL, of either form.
+/// A GTID of MySQL without a tag.
 pub fn mysql_gtid(body: &[u8]) -> Result<Begin, Torn> {
     let mut cursor = Cursor::new(body);
     cursor.u8()?;
@@ -261,8 +277,45 @@ pub fn mysql_gtid(body: &[u8]) -> Result<Begin, Torn> {
         return Err(Torn);
     }
     let commit_time_us = clocks(&mut cursor);
-    let gtid = Gtid::Mysql(MysqlGtid { server, number });
+    let gtid = Gtid::Mysql(MysqlGtid { origin: Origin { server, tag: Tag::default() }, number });
     Ok(Begin { gtid, commit_time_us, standalone: None, is_prepared_xa: false })
+}
+
+/// A GTID of MySQL with a tag, since 8.3. Its fields have numbers and come in their order; those behind the time are not needed.
+pub fn mysql_gtid_tagged(body: &[u8]) -> Result<Begin, Torn> {
+    let mut cursor = Cursor::new(body);
+    let (version, size) = (cursor.prefixed()?, cursor.prefixed()?);
+    // The last field that whoever does not know it must not skip.
+    let last_needed = cursor.prefixed()?;
+    if version != 1 || size as usize != body.len() || last_needed > LAST_TAGGED_FIELD {
+        return Err(Torn);
+    }
+    let field = |wanted: u64, cursor: &mut Cursor<'_>| if cursor.prefixed()? == wanted { Ok(()) } else { Err(Torn) };
+    field(0, &mut cursor)?;
+    cursor.prefixed()?;
+    field(1, &mut cursor)?;
+    let mut server = [0; 16];
+    for byte in &mut server {
+        *byte = u8::try_from(cursor.prefixed()?).map_err(|_| Torn)?;
+    }
+    field(2, &mut cursor)?;
+    let number = cursor.prefixed()?;
+    field(3, &mut cursor)?;
+    let length = cursor.prefixed()?;
+    let tag = Tag::new(cursor.take(usize::try_from(length).map_err(|_| Torn)?)?).ok_or(Torn)?;
+    // The lowest bit is the sign.
+    if number & 1 != 0 || number == 0 {
+        return Err(Torn);
+    }
+    // The logical clocks of parallel replication.
+    for clock in [4, 5] {
+        field(clock, &mut cursor)?;
+        cursor.prefixed()?;
+    }
+    field(6, &mut cursor)?;
+    let commit_time_us = i64::try_from(cursor.prefixed()?).map_err(|_| Torn)?;
+    let gtid = Gtid::Mysql(MysqlGtid { origin: Origin { server, tag }, number: number >> 1 });
+    Ok(Begin { gtid, commit_time_us: Some(commit_time_us), standalone: None, is_prepared_xa: false })
 }
 
 /// The time of the commit in a GTID of MySQL, or in what stands in its place where there is none.
@@ -341,7 +394,65 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_place_is_known_behind_four_gigabytes_and_without_numbers() {
+        const GIB: u64 = 1 << 30;
+        let head = |next: u64, flags| Header { time: 0, kind: kind::WRITE_ROWS, server_id: 1, next: next as u32, flags };
+        assert_eq!(head(2000, 0).behind(1000, 1000, false), 2000);
+        // Skipped by the server, and past the end of the number.
+        assert_eq!(head(3 * GIB, 0).behind(1000, 100, false), 3 * GIB);
+        assert_eq!(head(5 * GIB, 0).behind(4 * GIB - 1, 100, true), 5 * GIB);
+        // Nothing is said until the end of a transaction of six gigabytes, and then it is known exactly.
+        let mut at = 1000;
+        for _ in 0..6 {
+            at = head(0, 0).behind(at, GIB as usize, true);
+        }
+        assert_eq!(at, 6 * GIB + 1000);
+        assert_eq!(head(6 * GIB + 1040, 0).behind(at, 31, true), 6 * GIB + 1040);
+        assert_eq!(head(6 * GIB + 990, 0).behind(at, 31, true), 6 * GIB + 990);
+        // What the server makes up is in no file.
+        assert_eq!((head(0, ARTIFICIAL).behind(7, 99, true), head(0, 0).behind(7, 99, false)), (7, 7));
+    }
+
+    /// The events that MySQL 9.7 wrote for two transactions.
+    #[test]
+    fn a_tagged_name_is_read() {
+        for (hex, gtid, time) in [
+            (
+                "0270000000 02164e99030a95034d0322c50395028604f10300000002 0404 0608626c7565 0808 0a0c 0c7f108243eccc6006 102504 1283120b",
+                "0b27e605-e5d3-11f1-a543-02fc00000001:blue:1",
+                1_795_283_113_706_000,
+            ),
+            (
+                "02a6000000 02164e99030a95034d0322c50395028604f10300000002 0404 063e61766572796c6f6e677461676f6674686972747974776f6368617261637465 \
+                 0808 0a18 0c7f9aacdbeccc6006 109104 1283120b",
+                "0b27e605-e5d3-11f1-a543-02fc00000001:averylongtagofthirtytwocharacte:1",
+                1_795_283_123_678_362,
+            ),
+        ] {
+            let hex: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+            let body: Vec<u8> =
+                hex.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
+            let begin = mysql_gtid_tagged(&body).unwrap();
+            assert_eq!((begin.gtid.to_string(), begin.commit_time_us), (gtid.to_owned(), Some(time)));
+            // A name that is cut off, and one that a newer server could not do without more.
+            assert_eq!(mysql_gtid_tagged(&body[..40]), Err(Torn));
+            let mut newer = body;
+            newer[2] = 24;
+            assert_eq!(mysql_gtid_tagged(&newer), Err(Torn));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_bytes_are_a_tagged_name_or_refused(mut bytes: Vec<u8>, fits: bool) {
+            if fits && bytes.len() > 6 && bytes.len() < 128 {
+                let size = (bytes.len() as u8) << 1;
+                bytes[..6].copy_from_slice(&[2, size, 0, 0, 0, 2]);
+            }
+            let _ = mysql_gtid_tagged(&bytes);
+        }
+
         #[test]
         fn any_bytes_are_an_event_or_refused(mut bytes: Vec<u8>, fits: bool) {
             if fits && bytes.len() >= HEAD {

@@ -84,7 +84,8 @@ pub async fn table(connection: &mut Connection, database: &str, name: &str) -> R
              DATETIME_PRECISION, IS_NULLABLE, EXTRA FROM information_schema.COLUMNS WHERE {place} ORDER BY ORDINAL_POSITION"
         ))
         .await?;
-    facts.columns = rows.iter().map(|row| column(row, &documents)).collect();
+    let flavour = connection.flavour;
+    facts.columns = rows.iter().map(|row| column(flavour, row, &documents)).collect();
     let rows = connection
         .query(&format!(
             "SELECT INDEX_NAME, COLUMN_NAME, SUB_PART, NULLABLE FROM information_schema.STATISTICS \
@@ -131,7 +132,7 @@ async fn documents(connection: &mut Connection, database: &str, name: &str) -> R
     Ok(rows.iter().filter_map(valid).collect())
 }
 
-fn column(row: &[Option<String>], documents: &[String]) -> ColumnFacts {
+fn column(flavour: Flavour, row: &[Option<String>], documents: &[String]) -> ColumnFacts {
     let (name, data_type, full_type) = (cell(row, 0), cell(row, 1).to_ascii_lowercase(), cell(row, 2));
     let number = |at: usize| cell(row, at).parse::<u32>().unwrap_or(0);
     let (octets, precision, scale, digits) = (number(4), number(5), number(6), number(7) as u16);
@@ -160,6 +161,7 @@ fn column(row: &[Option<String>], documents: &[String]) -> ColumnFacts {
         "enum" => (field::ENUM, 1),
         "set" => (field::SET, 8),
         "json" => (field::JSON, 4),
+        "vector" if flavour == Flavour::Mariadb => (field::VARCHAR, octets as u16),
         "vector" => (field::VECTOR, 4),
         "uuid" | "inet6" => (field::STRING, 16),
         "inet4" => (field::STRING, 4),
@@ -169,6 +171,7 @@ fn column(row: &[Option<String>], documents: &[String]) -> ColumnFacts {
         "uuid" => hint = Hint::Uuid,
         "inet6" => hint = Hint::Inet6,
         "inet4" => hint = Hint::Inet4,
+        "vector" => hint = Hint::Vector,
         _ => {}
     }
     let is_list = matches!(kind, field::ENUM | field::SET);

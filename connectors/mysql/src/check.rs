@@ -1,6 +1,6 @@
 //! Every preflight, with the statement that mends what is wrong.
 
-use headwater_connector::{Error, Finding, Result};
+use headwater_connector::{BackfillMode, Error, Finding, Result};
 
 use crate::{
     catalog::cell,
@@ -8,8 +8,9 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour, ident, literal},
     connector::{Selected, select},
-    inspect,
+    inspect, omitted,
     server::SslMode,
+    stops,
 };
 
 /// A connector should be able to stand still over a long weekend.
@@ -29,6 +30,9 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
                 "Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, before the first start.",
             ),
         ));
+        if settings.backfill.mode != BackfillMode::Never {
+            found.push(Finding::error(stops::backfill_without_names()));
+        }
     }
     found.extend(faults.into_iter().map(Finding::error));
     grants(connection, settings, &mut found).await?;
@@ -40,6 +44,7 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
         Finding::ok(format!("table {} has key ({})", table.schema.table, table.schema.key_names().join(", ")))
     }));
     found.extend(faults.into_iter().map(Finding::error));
+    found.extend(omitted::faults(connection, &tables).await?.into_iter().map(Finding::error));
     for cascade in cascades(connection, &tables).await? {
         found.push(if settings.accept_cascades { Finding::warning(cascade) } else { Finding::error(cascade) });
     }

@@ -44,4 +44,5 @@ headwater_connector::codes! { "codes";
     BACKFILL_WAITS = "HW3040", Retry, "a chunk of a table cannot be read now";
     GTID_SWITCHED = "HW3041", Environment, "the server's GTID mode was switched";
     DROPPED = "HW3042", Config, "a selected table was dropped";
+    OMITTED = "HW3043", Environment, "the server leaves changes out of its binlog";
 }

@@ -193,16 +193,17 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     }
     let server = server(&options.url, options.password, &mut faults);
     let digest = Sha256::digest(format!("{}/{}", context.prefix, context.connector));
+    // Far from the small numbers that people choose.
+    let own_id = u32::from_be_bytes([digest[16], digest[17], digest[18], digest[19]]) | 1 << 30;
+    // MariaDB tells replicas apart by the number, MySQL by the uuid: who chose another number is another replica for both.
+    let replica = options.server_id.map(|id| Sha256::digest(format!("{}/{}/{id}", context.prefix, context.connector)));
     match server {
         Some(server) if faults.is_empty() => Ok(Settings {
             server,
             tables,
             keys: context.keys.clone(),
-            // Far from the small numbers that people choose.
-            server_id: options
-                .server_id
-                .unwrap_or_else(|| u32::from_be_bytes([digest[16], digest[17], digest[18], digest[19]]) | 1 << 30),
-            replica_uuid: uuid(&digest),
+            server_id: options.server_id.unwrap_or(own_id),
+            replica_uuid: uuid(&replica.unwrap_or(digest)),
             on_truncate: options.on_truncate,
             zero_dates: options.zero_dates,
             max_event_bytes: max_event_bytes as usize,
@@ -271,6 +272,14 @@ mod tests {
         let of = |name| resolve(&context(name), json!({ "url": "mysql://a@h", "tables": "a.b" })).unwrap();
         assert_ne!((of("a").server_id, of("a").replica_uuid), (of("b").server_id, of("b").replica_uuid));
         assert_eq!((of("a").server_id, of("a").replica_uuid), (of("a").server_id, of("a").replica_uuid));
+    }
+
+    #[test]
+    fn whoever_chose_another_number_is_another_replica() {
+        let of = |id| resolve(&context("shop"), json!({ "url": "mysql://a@h", "tables": "a.b", "server_id": id })).unwrap();
+        assert_eq!((of(7).server_id, of(7).replica_uuid), (7, of(7).replica_uuid));
+        assert_ne!(of(7).replica_uuid, of(8).replica_uuid);
+        assert_ne!(of(7).replica_uuid, with_url("mysql://a@h").unwrap().replica_uuid);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     check, codes,
     config::Settings,
     connection::{Connection, Flavour, literal},
-    inspect, keys,
+    inspect, keys, omitted,
     position::{Mark, Place},
     reader::{self, Current, MysqlReader, Streamed},
     relation,
@@ -60,6 +60,7 @@ impl MysqlConnector {
         let mut faults = inspect::faults(connection, &self.settings).await?;
         let (tables, more) = select(connection, &self.settings).await?;
         faults.extend(more);
+        faults.extend(omitted::faults(connection, &tables).await?);
         if !self.settings.accept_cascades {
             faults.extend(check::cascades(connection, &tables).await?);
         }

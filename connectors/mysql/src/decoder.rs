@@ -20,6 +20,7 @@ use crate::{
     position::{Mark as At, Partial, Place, Spot},
     relation::{Table, Tables},
     rows::{self, Action, Fault, Rows},
+    statement::Name,
     stops,
     table_map::{self, TableMap},
     trail::Trail,
@@ -39,6 +40,9 @@ pub enum Event {
     Boundary,
     /// A selected table is described; the caller looks up what is missing and puts it into `tables`.
     Table,
+    /// A statement that changes rows of a table which is not selected; the caller finds out whether it can reach another one, clears it,
+    /// and applies the event again.
+    Statement(Name),
     /// The events of a compressed transaction, to be applied next.
     Unpacked(Vec<u8>),
     /// The server has nothing more to send now.
@@ -94,6 +98,8 @@ pub struct Decoder {
     /// Selected tables that the statement described and of which no rows came yet.
     mapped: Vec<u64>,
     news: News,
+    /// Tables whose rows a statement may change, since DDL came last.
+    cleared: Vec<Name>,
     id: String,
     limits: Limits,
 }
@@ -117,6 +123,7 @@ impl Decoder {
             trail: None,
             mapped: Vec::new(),
             news: News::default(),
+            cleared: Vec::new(),
             spot: place.spot,
             time: 0,
             is_bound,
@@ -213,10 +220,9 @@ impl Decoder {
             Bad::Torn => torn("an event"),
             Bad::Checksum => stops::checksum(&self.reading),
         })?;
+        self.reading.at = header.behind(self.reading.at, event.len(), self.open.is_some());
         if header.next > 0 {
             self.time = header.time;
-            // The number has 32 bits, which the last transaction of a file can outgrow.
-            self.reading.at += u64::from(header.next.wrapping_sub(self.reading.at as u32));
             self.begins_at = self.reading.at.saturating_sub(event.len() as u64);
         }
         let event = self.event(&header, body, batch)?;
@@ -252,8 +258,11 @@ impl Decoder {
             rows if kind::is_rows(rows) => self.rows(rows, body, batch),
             kind::PASSED if self.prepared.is_replayed() => self.passed_rows(body),
             kind::XID => self.commit(header, body),
-            kind::GTID | kind::ANONYMOUS_GTID if self.is_of_files() => self.begin_in_file(header, body, batch),
+            kind::GTID | kind::GTID_TAGGED | kind::ANONYMOUS_GTID if self.is_of_files() => {
+                self.begin_in_file(header, body, batch)
+            }
             kind::GTID => self.begin(header, binlog::mysql_gtid(body), batch),
+            kind::GTID_TAGGED => self.begin(header, binlog::mysql_gtid_tagged(body), batch),
             kind::MARIA_GTID => self.begin(header, binlog::maria_gtid(header, body), batch),
             kind::QUERY | kind::QUERY_COMPRESSED => self.query(header, body, batch),
             kind::XA_PREPARE => self.prepare(header, body),
@@ -290,7 +299,6 @@ impl Decoder {
     fn other(&self, header: &Header) -> Result<Event> {
         match header.kind {
             kind::ANONYMOUS_GTID => Err(stops::anonymous(&self.reading)),
-            kind::GTID_TAGGED => Err(stops::tagged(&self.reading)),
             kind::INCIDENT => Err(stops::incident(&self.reading)),
             kind::BEGIN_LOAD | kind::EXECUTE_LOAD => Err(stops::statement(None, &self.reading)),
             kind::STOP
@@ -317,7 +325,11 @@ impl Decoder {
     /// Named or not, the transaction is known by the place where it begins: a mode that is switched on the way changes nothing.
     fn begin_in_file(&mut self, header: &Header, body: &[u8], batch: &Batch) -> Result<Event> {
         let place = FilePlace::new(&self.reading.file, self.begins_at).ok_or_else(|| torn("the name of a file"))?;
-        let time = binlog::commit_time(body).map_err(|Torn| torn("the begin of a transaction"))?;
+        let time = match header.kind {
+            kind::GTID_TAGGED => binlog::mysql_gtid_tagged(body).map(|begin| begin.commit_time_us),
+            _ => binlog::commit_time(body),
+        };
+        let time = time.map_err(|Torn| torn("the begin of a transaction"))?;
         let begin = Begin { gtid: Gtid::Place(place), commit_time_us: time, standalone: None, is_prepared_xa: false };
         self.begin(header, Ok(begin), batch)
     }

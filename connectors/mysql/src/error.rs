@@ -54,7 +54,8 @@ impl ServerError {
             1053 | 1077 | 1079 | 1317 | 1927 | 1205 | 1213 | 1158..=1161 | 1152 | 1184 | 1037 | 1041 | 3024 | 1969 => {
                 (&shared::CONNECTION_LOST, "Nothing needs to be done; the connector tries again.")
             }
-            1236 => from_dump(&self.message),
+            // MariaDB has a number of its own for one of the causes.
+            1236 | 4052 => from_dump(&self.message),
             _ => (&codes::REFUSED, "Look up the number in the server's manual and remove the cause."),
         }
     }
@@ -67,6 +68,13 @@ fn from_dump(message: &str) -> (&'static Code, &'static str) {
         return (&codes::GTID_SWITCHED, "Set gtid_mode in the steps that `headwater explain HW3041` shows.");
     }
     let says = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    // It speaks to the one that it hangs up on: whoever came has our names and goes on reading.
+    if says(&["with the same server_uuid/server_id", "with the same server_id"]) {
+        return (
+            &codes::SERVER_ID,
+            "End the other one, or give one of the two a `server_id` of its own in the source's options.",
+        );
+    }
     if says(&["purged", "purge", "Could not find first log file", "too old", "missing"]) {
         (&codes::PURGED, "Restore the binlog files, or begin anew with `headwater reset`.")
     } else if says(&[

@@ -10,7 +10,7 @@ use headwater_connector::{Gate, Result};
 use crate::{
     connection::{Connection, Flavour},
     error::protocol,
-    gtid::{Gtid, number_of},
+    gtid::Gtid,
     inspect,
     position::Mark,
 };
@@ -41,15 +41,22 @@ pub async fn committing(connection: &mut Connection) -> Result<Vec<Gtid>> {
     owned(&text).ok_or_else(|| protocol("the transactions that are being committed cannot be read"))
 }
 
-/// `uuid:5#31:6#7,uuid:8#9`: numbers, each with the session that holds it.
+/// `uuid:5#31:6#7,uuid:blue:8#9`: numbers, each with the session that holds it.
 fn owned(text: &str) -> Option<Vec<Gtid>> {
     let mut found = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let mut parts = part.split(':');
-        let server = parts.next()?;
-        // A word that is no number is a tag; whoever uses tags is refused elsewhere.
-        for number in parts.filter_map(|part| part.split('#').next()).filter(|number| number_of(number).is_some()) {
-            found.push(Gtid::parse(&format!("{server}:{number}"))?);
+        let mut words = part.split(':');
+        let mut origin = words.next()?.to_owned();
+        let bare = origin.len();
+        for word in words.filter_map(|word| word.split('#').next()) {
+            if word.starts_with(|c: char| c.is_ascii_digit()) {
+                found.push(Gtid::parse(&format!("{origin}:{word}"))?);
+            } else {
+                // The tag of the numbers behind it.
+                origin.truncate(bare);
+                origin.push(':');
+                origin.push_str(word);
+            }
         }
     }
     Some(found)
@@ -65,6 +72,9 @@ mod tests {
         let found = owned(&format!("{a}:5#31:6#7,\n{b}:8#9#10")).expect("a list");
         let texts: Vec<String> = found.iter().map(Gtid::to_string).collect();
         assert_eq!(texts, [format!("{a}:5"), format!("{a}:6"), format!("{b}:8")]);
+        let tagged: Vec<String> =
+            owned(&format!("{a}:5#31:blue:6#7:7#8:red:1#9")).expect("a list").iter().map(Gtid::to_string).collect();
+        assert_eq!(tagged, [format!("{a}:5"), format!("{a}:blue:6"), format!("{a}:blue:7"), format!("{a}:red:1")]);
         assert_eq!(owned(""), Some(Vec::new()));
         assert_eq!(owned("x:5#1"), None);
     }

@@ -163,11 +163,7 @@ pub async fn gtids(connection: &mut Connection, variable: &str) -> Result<GtidSe
         Flavour::Mysql => GtidSet::parse_mysql(&text),
         Flavour::Mariadb => GtidSet::parse_maria(&text),
     };
-    set.ok_or_else(|| match text.contains(':') {
-        true => Error::new(&codes::GTID_OFF, "the server names transactions with tags, which cannot be read yet")
-            .hint("Let no session set gtid_next to AUTOMATIC:tag; a server that has such transactions cannot be read."),
-        false => protocol("a set of transactions cannot be read"),
-    })
+    set.ok_or_else(|| protocol("a set of transactions cannot be read"))
 }
 
 fn no_binlog() -> Error {

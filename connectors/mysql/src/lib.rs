@@ -39,6 +39,7 @@ mod inspect;
 mod keys;
 mod monitor;
 mod number;
+mod omitted;
 mod patch;
 mod payload;
 mod position;

@@ -105,9 +105,7 @@ impl MysqlReader {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let current = current.ok_or_else(|| waits(&request.table, "the stream is not open"))?;
         if !current.has_names {
-            return Err(Error::new(&codes::BACKFILL_TABLE, "without GTIDs nothing tells what a row that is read includes")
-                .at("table", &request.table)
-                .hint("Set `backfill: never`, or switch the server to gtid_mode = ON (`headwater explain HW3041`)."));
+            return Err(stops::backfill_without_names().at("table", &request.table));
         }
         match current.server == self.identity {
             true => Ok(current),

@@ -103,7 +103,8 @@ impl Tables {
 
 /// Whether the catalogue is needed to read a table: its key, or what its columns are.
 pub fn needs_catalog(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, name: &str) -> bool {
-    let is_ambiguous = flavour == Flavour::Mariadb && map.columns.iter().any(types::is_ambiguous);
+    let is_unclear = |column: &table_map::Column| types::is_ambiguous(column) || types::may_be_vector(column);
+    let is_ambiguous = flavour == Flavour::Mariadb && map.columns.iter().any(is_unclear);
     is_ambiguous || (map.primary_key.is_none() && settings.key_of(name).is_none())
 }
 
@@ -115,7 +116,9 @@ pub fn shape(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, facts: O
     for column in &map.columns {
         let Some(column_name) = &column.name else { return Err(no_metadata(&name)) };
         let mut hint = Hint::Plain;
-        if flavour == Flavour::Mariadb && types::is_ambiguous(column) {
+        let is_vector = |now: &ColumnFacts| now.hint == Hint::Vector && types::may_be_vector(column);
+        let is_vector = facts.and_then(|facts| facts.column(column_name)).is_some_and(is_vector);
+        if flavour == Flavour::Mariadb && (is_vector || types::is_ambiguous(column)) {
             hint = said(&name, column_name, column, facts)?;
         }
         let Resolved { logical, name: source_type, codec } =

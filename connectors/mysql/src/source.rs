@@ -22,9 +22,10 @@ use crate::{
     drift::Drift,
     error::torn,
     monitor::{Quiet, StreamMonitor},
-    payload,
+    omitted, payload,
     position::{Mark, Place},
     relation::{self, Table},
+    statement::Name,
     stream::{Chunk, Stream},
     table_map::TableMap,
     trail::Trail,
@@ -152,7 +153,12 @@ impl MysqlSource {
                     self.describe(event.get(HEAD..).unwrap_or_default()).await?;
                     applied = Event::Nothing;
                 }
-                if applied != Event::Cut {
+                let is_unclear = matches!(applied, Event::Statement(_));
+                if let Event::Statement(name) = applied {
+                    self.clear(name).await?;
+                    applied = Event::Nothing;
+                }
+                if applied != Event::Cut && !is_unclear {
                     unpacked.taken = unpacked.bytes.len() - rest.len();
                 }
                 // What was held of a prepared transaction comes before the rest.
@@ -187,6 +193,11 @@ impl MysqlSource {
             Event::Cut => {
                 self.again = Some(event);
                 Ok(Some(Event::Cut))
+            }
+            Event::Statement(name) => {
+                self.clear(name).await?;
+                self.again = Some(event);
+                Ok(Some(Event::Nothing))
             }
             event => Ok(Some(event)),
         }
@@ -241,6 +252,18 @@ impl MysqlSource {
         };
         self.drift.came_back(&name);
         self.decoder.tables.put(map.id, Table { name, fields: decoder::fields(&map), shape: Some(shape) });
+        Ok(())
+    }
+
+    /// Lets a statement on a table that is not selected pass, or stops if it can reach one that is.
+    async fn clear(&mut self, name: Name) -> Result<()> {
+        let mut connection = self.catalog().await?;
+        let reaches = omitted::reaches_others(&mut connection, &name).await?;
+        self.catalog = Some(connection);
+        if reaches {
+            return Err(self.decoder.unclear(&name));
+        }
+        self.decoder.clear(name);
         Ok(())
     }
 

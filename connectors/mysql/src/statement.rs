@@ -37,15 +37,11 @@ pub struct Name {
 }
 
 /// Heads of statements that change no rows of a table that stays.
-const HARMLESS: [&str; 23] = [
+const HARMLESS: [&str; 19] = [
     "RENAME",
     "GRANT",
     "REVOKE",
     "FLUSH",
-    "ANALYZE",
-    "OPTIMIZE",
-    "REPAIR",
-    "CHECK",
     "SET",
     "INSTALL",
     "UNINSTALL",
@@ -64,9 +60,22 @@ const HARMLESS: [&str; 23] = [
 ];
 const MODIFIERS: [&str; 5] = ["LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "QUICK", "IGNORE"];
 
-/// What the statement does.
+/// What the statement does. An executable comment is part of it for some servers and not for others, so it is read both ways.
 pub fn head(query: &Query<'_>) -> Head {
-    let mut words = Words { rest: query.text, database: query.database };
+    let mut words = Words { rest: query.text, database: query.database, skips_all: false };
+    let found = head_of(words.clone());
+    words.skips_all = true;
+    let may_clear = matches!(found, Head::Other | Head::Drop(_) | Head::DropDatabase(_));
+    if may_clear && ["/*!", "/*M!"].iter().any(|start| query.text.windows(start.len()).any(|part| part == start.as_bytes())) {
+        let other = head_of(words);
+        if matches!(other, Head::Rows(_) | Head::Truncate(_)) {
+            return other;
+        }
+    }
+    found
+}
+
+fn head_of(mut words: Words<'_>) -> Head {
     let Some(first) = words.word() else { return Head::Rows(None) };
     match first.as_str() {
         "BEGIN" => Head::Begin,
@@ -122,6 +131,11 @@ pub fn head(query: &Query<'_>) -> Head {
             let is_single = is_single && !words.next_is(b',') && !words.any(&["USING", "JOIN"]);
             Head::Rows(name.filter(|_| is_single))
         }
+        "SET" if words.is_next("STATEMENT") => match words.any(&["FOR"]) {
+            true => head_of(words),
+            false => Head::Rows(None),
+        },
+        "ANALYZE" | "CHECK" | "OPTIMIZE" | "REPAIR" => maintenance(words),
         word if HARMLESS.contains(&word) => Head::Other,
         _ => Head::Rows(None),
     }
@@ -150,16 +164,30 @@ fn drop_of(mut words: Words<'_>) -> Head {
     Head::Drop(names)
 }
 
-/// A change of the table's form leaves its rows, except where it drops or exchanges partitions.
+/// Of tables and views it looks after them. MariaDB's ANALYZE also runs the statement behind it.
+fn maintenance(mut words: Words<'_>) -> Head {
+    words.skip(&["NO_WRITE_TO_BINLOG", "LOCAL"]);
+    match words.word().as_deref() {
+        Some("TABLE" | "TABLES" | "VIEW" | "VIEWS") => Head::Other,
+        _ => Head::Rows(None),
+    }
+}
+
+/// A change of the table's form leaves its rows, except where it drops, exchanges or converts partitions, takes another file for them, or
+/// deletes those that a new unique key does not allow.
 fn alter(mut words: Words<'_>) -> Head {
-    words.skip(&["ONLINE", "IGNORE"]);
+    words.skip(&["ONLINE", "OFFLINE"]);
+    let ignores = words.is_next("IGNORE");
     if !words.is_next("TABLE") {
         return Head::Other;
     }
     words.skip(&["IF", "EXISTS"]);
     let name = words.name();
-    let mut rest = words;
-    let removes = rest.clone().any(&["PARTITION"]) && rest.any(&["TRUNCATE", "EXCHANGE", "DROP"]);
+    let has = |wanted: &[&str]| words.clone().any(wanted);
+    if has(&["TABLESPACE"]) && has(&["IMPORT", "DISCARD"]) || ignores && has(&["UNIQUE", "PRIMARY"]) {
+        return Head::Rows(name);
+    }
+    let removes = has(&["PARTITION"]) && has(&["TRUNCATE", "EXCHANGE", "DROP", "CONVERT"]);
     match (removes, name) {
         (false, _) => Head::Other,
         (true, Some(name)) => Head::Truncate(name),
@@ -167,15 +195,31 @@ fn alter(mut words: Words<'_>) -> Head {
     }
 }
 
-/// A new table has no rows, unless it is filled by the same statement.
+/// A new table has no rows, unless it is filled by the same statement. One that it takes the place of is gone with its rows.
 fn create(mut words: Words<'_>) -> Head {
-    words.skip(&["OR", "REPLACE", "TEMPORARY"]);
+    let replaces = words.is_next("OR");
+    words.skip(&["REPLACE"]);
+    let is_temporary = words.is_next("TEMPORARY");
     if !words.is_next("TABLE") {
         return Head::Other;
     }
     words.skip(&["IF", "NOT", "EXISTS"]);
     let name = words.name();
-    if words.any(&["SELECT"]) { Head::Rows(name) } else { Head::Other }
+    let mut rest = words.clone();
+    let is_filled = loop {
+        if !rest.any(&["VALUES"]) {
+            break words.any(&["SELECT", "TABLE"]);
+        }
+        // Of a partition.
+        if !rest.is_next("LESS") && !rest.is_next("IN") {
+            break true;
+        }
+    };
+    match name {
+        name if is_filled => Head::Rows(name),
+        Some(name) if replaces && !is_temporary => Head::Drop(vec![name]),
+        _ => Head::Other,
+    }
 }
 
 /// Walks over a statement, outside of comments and quotes.
@@ -183,6 +227,8 @@ fn create(mut words: Words<'_>) -> Head {
 struct Words<'a> {
     rest: &'a [u8],
     database: &'a [u8],
+    /// Whether executable comments are comments.
+    skips_all: bool,
 }
 
 impl<'a> Words<'a> {
@@ -191,6 +237,7 @@ impl<'a> Words<'a> {
         loop {
             self.rest = self.rest.trim_ascii_start();
             let executable = self.rest.strip_prefix(b"/*!").or_else(|| self.rest.strip_prefix(b"/*M!"));
+            let executable = executable.filter(|_| !self.skips_all);
             if let Some(inside) = executable {
                 let digits = inside.iter().take_while(|byte| byte.is_ascii_digit()).count();
                 self.rest = &inside[digits..];
@@ -330,6 +377,16 @@ mod tests {
             "UPDATE LOW_PRIORITY shop . orders AS o SET a = 1",
             "DELETE FROM shop.`orders` WHERE a = 'JOIN'",
             "CREATE TABLE IF NOT EXISTS orders AS SELECT 1",
+            "CREATE TABLE orders (a int) TABLE other",
+            "CREATE TABLE orders AS VALUES ROW(1, 2)",
+            "CREATE TABLE orders (a int) PARTITION BY RANGE (a) (PARTITION p VALUES LESS THAN (9)) VALUES (1)",
+            "CREATE OR REPLACE TABLE orders SELECT 1",
+            "SET STATEMENT max_statement_time = 5, sql_mode = 'FOR' FOR INSERT INTO orders VALUES (1)",
+            "/*!99999 GRANT */ INSERT INTO orders VALUES (1)",
+            "/*M!100100 SET a = 1, */ DELETE FROM orders",
+            "ALTER TABLE orders IMPORT TABLESPACE",
+            "ALTER TABLE orders DISCARD TABLESPACE",
+            "ALTER IGNORE TABLE orders ADD UNIQUE KEY (a)",
         ] {
             assert_eq!(of(text), orders(), "{text}");
         }
@@ -339,6 +396,11 @@ mod tests {
             "DELETE FROM a USING a, b",
             "LOAD DATA INFILE 'x'",
             "CALL p()",
+            "ANALYZE UPDATE orders SET a = 1",
+            "ANALYZE FORMAT=JSON DELETE FROM orders",
+            "SET STATEMENT sql_mode = ''",
+            "WITH a AS (SELECT 1) DELETE FROM orders",
+            "DO change()",
             "",
         ] {
             assert_eq!(of(text), Head::Rows(None), "{text}");
@@ -356,6 +418,15 @@ mod tests {
             "DROP VIEW a, b",
             "DROP TEMPORARY TABLE a",
             "RENAME TABLE a TO b",
+            "ANALYZE LOCAL TABLE a",
+            "optimize table a",
+            "SET PASSWORD FOR a = 'b'",
+            "SET DEFAULT ROLE a FOR b",
+            "ALTER IGNORE TABLE t ADD COLUMN a int",
+            "ALTER TABLE t CONVERT TO CHARACTER SET utf8mb4",
+            "CREATE TABLE t (a int) PARTITION BY LIST (a) (PARTITION p VALUES IN (1), PARTITION q VALUES LESS THAN (9))",
+            "CREATE OR REPLACE TEMPORARY TABLE t (a int)",
+            "DROP /*!40005 TEMPORARY */ TABLE IF EXISTS `orders`",
             "# a comment\nGRANT SELECT ON a.* TO b",
         ] {
             assert_eq!(of(text), Head::Other, "{text}");
@@ -367,6 +438,15 @@ mod tests {
         assert_eq!(of("drop database if exists `x y`"), Head::DropDatabase("x y".into()));
         assert_eq!(of("TRUNCATE TABLE `orders`"), Head::Truncate(name("shop", "orders")));
         assert_eq!(of("truncate a.b"), Head::Truncate(name("a", "b")));
+        assert_eq!(of("CREATE OR REPLACE TABLE orders (a int)"), Head::Drop(vec![name("shop", "orders")]));
+        for what in [
+            "EXCHANGE PARTITION p WITH TABLE b",
+            "CONVERT PARTITION p TO TABLE b",
+            "DROP PARTITION p",
+            "CONVERT TABLE b TO PARTITION p",
+        ] {
+            assert_eq!(of(&format!("ALTER TABLE orders {what}")), Head::Truncate(name("shop", "orders")), "{what}");
+        }
         assert_eq!(of("ALTER TABLE orders TRUNCATE PARTITION p1"), Head::Truncate(name("shop", "orders")));
     }
 
@@ -404,6 +484,11 @@ mod tests {
             let table = if quoted { "`orders`" } else { "orders" };
             let text = format!("/*{comment}*/DELETE/*{comment}*/FROM/*{comment}*/{table} WHERE a = 1");
             prop_assert_eq!(of(&text), Head::Rows(Some(name("shop", "orders"))));
+            // Whatever a server takes for a comment.
+            for start in ["/*!", "/*!50000 ", "/*!999999 ", "/*M! "] {
+                let gated = format!("{start}{comment}*/{text}");
+                prop_assert!(matches!(of(&gated), Head::Rows(_)), "{}: {:?}", gated, of(&gated));
+            }
         }
     }
 }

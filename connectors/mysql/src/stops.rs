@@ -48,17 +48,17 @@ pub fn anonymous(spot: &Spot) -> Error {
         .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3041` shows.")
 }
 
+/// Rows that are in tables already, on a server without GTIDs.
+pub fn backfill_without_names() -> Error {
+    Error::new(&codes::BACKFILL_TABLE, "without GTIDs nothing tells which changes a row that is read includes, so no table is read")
+        .hint("Set `backfill: never` to have changes only, or run SET GLOBAL gtid_mode = ON; in the steps of `headwater explain HW3009`.")
+}
+
 /// A prepared transaction where a restart could not have it sent again.
 pub fn prepared_in_files(transaction: &str) -> Error {
     Error::new(&codes::XA, "rows of a selected table were prepared on a server without GTIDs")
         .at("transaction", transaction)
         .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3009` shows, then begin anew with `headwater reset`.")
-}
-
-/// Transactions whose names have a tag.
-pub fn tagged(spot: &Spot) -> Error {
-    at_spot(Error::new(&codes::UNKNOWN_EVENT, "a transaction's GTID has a tag, which cannot be read yet"), spot)
-        .hint("Let no session set gtid_next to AUTOMATIC with a tag; `headwater explain HW3019` has more.")
 }
 
 /// The file of the position is another one on this server.

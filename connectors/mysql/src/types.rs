@@ -20,6 +20,8 @@ pub enum Hint {
     Inet4,
     /// LONGTEXT whose text is checked to be a document
     Json,
+    /// Numbers, which MariaDB keeps as VARBINARY; MySQL has a type of its own for them.
+    Vector,
 }
 
 /// What a column is.
@@ -43,6 +45,15 @@ pub fn is_ambiguous(column: &Column) -> bool {
     }
 }
 
+/// Whether the catalogue may call the column a vector. It need not know: what is none any more comes as the bytes that it has.
+pub fn may_be_vector(column: &Column) -> bool {
+    column.field == field::VARCHAR && column.meta > 0 && column.meta.is_multiple_of(4) && is_binary(column)
+}
+
+fn is_binary(column: &Column) -> bool {
+    column.collation.and_then(Charset::of) == Some(Charset::Binary)
+}
+
 fn is_utf8(column: &Column) -> bool {
     column.collation.and_then(Charset::of) == Some(Charset::Utf8)
 }
@@ -58,10 +69,14 @@ pub fn resolve(column: &Column, hint: Hint) -> Result<Resolved, Unknown> {
         field::ENUM | field::SET => list(column),
         field::JSON => Ok(resolved(Type::Json, "json", Codec::Json)),
         field::GEOMETRY => Ok(resolved(Type::Bytes, "geometry", Codec::Geometry)),
-        field::VECTOR => Ok(resolved(Type::Array(Box::new(Type::Float32)), "vector", Codec::Vector)),
+        field::VECTOR => Ok(vector()),
         140 | 141 => Err("a COMPRESSED column".to_owned()),
         other => Err(format!("type {other}")),
     }
+}
+
+fn vector() -> Resolved {
+    resolved(Type::Array(Box::new(Type::Float32)), "vector", Codec::Vector)
 }
 
 fn resolved(logical: Type, name: impl Into<String>, codec: Codec) -> Resolved {
@@ -128,6 +143,7 @@ fn text(column: &Column, hint: Hint) -> Result<Resolved, Unknown> {
     match (hint, column.field) {
         (Hint::Uuid, field::STRING) => return Ok(resolved(Type::Uuid, "uuid", Codec::Uuid)),
         (Hint::Inet6, field::STRING) => return Ok(resolved(Type::Other, "inet6", Codec::Inet6)),
+        (Hint::Vector, field::VARCHAR) => return Ok(vector()),
         (Hint::Inet4, field::STRING) => return Ok(resolved(Type::Other, "inet4", Codec::Inet4)),
         _ => {}
     }

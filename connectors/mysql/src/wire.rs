@@ -96,6 +96,16 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_be_bytes(wide))
     }
 
+    /// A number whose lowest bits say how many bytes follow its first: as many as there are ones before the first zero.
+    pub fn prefixed(&mut self) -> Result<u64, Torn> {
+        let first = self.u8()?;
+        let more = first.trailing_ones() as usize;
+        let rest = self.uint(more)?;
+        // With eight bytes behind it the first one has no room for bits of the number.
+        let low = u64::from(first).checked_shr(more as u32 + 1).unwrap_or(0);
+        Ok(if more >= 7 { rest } else { low | rest << (7 - more) })
+    }
+
     /// A length-encoded number: 1, 3, 4 or 9 bytes.
     #[inline]
     pub fn number(&mut self) -> Result<u64, Torn> {
@@ -173,6 +183,23 @@ mod tests {
         }
         assert_eq!(Cursor::new(&[251]).number(), Err(Torn));
         assert_eq!(Cursor::new(&[252, 1]).number(), Err(Torn));
+    }
+
+    #[test]
+    fn numbers_say_how_long_they_are() {
+        for number in (0..64).flat_map(|bit| [(1 << bit) - 1, 1 << bit]).chain([u64::MAX]) {
+            for more in 0..=8_u32 {
+                if more < 8 && number >> (7 * (more + 1)) > 0 {
+                    continue;
+                }
+                let ones = (1_u128 << more) - 1;
+                let shift = if more == 8 { 8 } else { more + 1 };
+                let bytes = (u128::from(number) << shift | ones).to_le_bytes();
+                let mut cursor = Cursor::new(&bytes[..=more as usize]);
+                assert_eq!((cursor.prefixed(), cursor.is_empty()), (Ok(number), true), "{more} bytes follow");
+                assert_eq!(Cursor::new(&bytes[..more as usize]).prefixed(), Err(Torn));
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Statements in the binlog: the ends of transactions, DDL, and those that must not be there.
 
-use headwater_connector::{Batch, Before, Op, Result};
+use headwater_connector::{Batch, Before, Error, Op, Result};
 
 use super::{Decoder, Event};
 use crate::{
@@ -12,6 +12,9 @@ use crate::{
     stops,
     wire::Torn,
 };
+
+/// Tables that are remembered as cleared.
+const MAX_CLEARED: usize = 64;
 
 impl Decoder {
     pub(super) fn query(&mut self, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
@@ -48,16 +51,34 @@ impl Decoder {
                 self.statement_done()
             }
             Head::Rows(name) => match name {
-                Some(name) if !self.selects(&name) => self.statement_done(),
+                Some(name) if !self.selects(&name) && self.cleared.contains(&name) => self.statement_done(),
+                Some(name) if !self.selects(&name) => Ok(Event::Statement(name)),
                 name => Err(stops::statement(name.as_ref(), &reading)),
             },
-            Head::Other => self.statement_done(),
+            Head::Other => {
+                self.cleared.clear();
+                self.statement_done()
+            }
         }
     }
 
     /// A statement that is a transaction of its own ends it.
     fn statement_done(&mut self) -> Result<Event> {
         if self.open.as_ref().is_some_and(|open| open.is_bracketed == Some(true)) { Ok(Event::Nothing) } else { self.end() }
+    }
+
+    /// Statements on this table reach no other one.
+    pub fn clear(&mut self, name: Name) {
+        if self.cleared.len() >= MAX_CLEARED {
+            self.cleared.clear();
+        }
+        self.cleared.push(name);
+    }
+
+    /// Why a statement on this table stops, though it is not selected.
+    pub fn unclear(&self, name: &Name) -> Error {
+        let table = format!("{}.{}", String::from_utf8_lossy(&name.database), String::from_utf8_lossy(&name.table));
+        stops::statement(None, &self.reading).at("of", table)
     }
 
     fn selects(&self, name: &Name) -> bool {

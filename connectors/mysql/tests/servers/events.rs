@@ -299,7 +299,7 @@ async fn without_gtids_the_files_of_one_server_are_read() {
     server.sql("FLUSH BINARY LOGS");
     server.sql(&format!("PURGE BINARY LOGS TO '{}'", server.binlog()));
     assert_eq!(refused(&*connector, &first).await, "HW3013");
-    server.sql("RESET MASTER");
+    server.reset_binlog();
     assert_eq!(refused(&*connector, &at).await, "HW3014");
 }
 
@@ -359,8 +359,14 @@ async fn a_cascade_that_left_no_trace_is_told_of(flavour: Flavour) {
     reader.read(3).await;
     finds(&mut reader, &[]).await;
     server.sql(&format!("USE {database};\nDELETE FROM items WHERE id = 1"));
-    assert_eq!(reader.read(4).await[3], "Delete items 1", "the child's row is gone without an event");
     assert_eq!(server.sql(&format!("SELECT count(*) FROM {database}.child WHERE item = 1")), "0");
+    if server.logs_cascades() {
+        let mut last = reader.read(5).await[3..].to_vec();
+        last.sort();
+        assert_eq!(last, ["Delete child 1,1", "Delete items 1"]);
+        return finds(&mut reader, &[]).await;
+    }
+    assert_eq!(reader.read(4).await[3], "Delete items 1", "the child's row is gone without an event");
     finds(&mut reader, &[("HW3035", &format!("{database}.child"))]).await;
 }
 

@@ -3,8 +3,12 @@
 mod chunks;
 mod events;
 mod login;
+mod odd;
+mod omitted;
+mod packets;
 mod rogue;
 mod stream;
 mod suite;
 mod support;
+mod tags;
 mod types;

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        OnceLock,
+        Mutex, Once, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -54,6 +54,7 @@ impl Server {
         server.init();
         server.boot();
         server.guard();
+        server.tells_after_panics();
         server
     }
 
@@ -67,9 +68,12 @@ impl Server {
         place.into_iter().find(|path| path.exists()).expect("the server's program")
     }
 
-    fn share(&self) -> PathBuf {
-        let place = ["share/mysql", "share/mariadb", "share"].map(|dir| self.base.join(dir));
-        place.into_iter().find(|path| path.join("mysql_system_tables.sql").exists()).expect("the server's files")
+    /// Where MariaDB keeps its messages and the statements that make its tables, whose files have another name since 11.
+    fn share(&self) -> (PathBuf, &'static str) {
+        let places = ["share/mysql", "share/mariadb", "share"].map(|dir| self.base.join(dir));
+        let named =
+            |path: &Path| ["mariadb", "mysql"].into_iter().find(|name| path.join(format!("{name}_system_tables.sql")).exists());
+        places.into_iter().find_map(|path| named(&path).map(|name| (path, name))).expect("the server's files")
     }
 
     fn command(&self) -> Command {
@@ -86,7 +90,7 @@ impl Server {
         command.current_dir("/").arg("--no-defaults").arg(format!("--basedir={}", self.base.display()));
         command.arg(format!("--datadir={}", self.data().display()));
         if self.flavour == Flavour::Mariadb {
-            command.arg(format!("--lc-messages-dir={}", self.share().display()));
+            command.arg(format!("--lc-messages-dir={}", self.share().0.display()));
         }
         command
     }
@@ -111,8 +115,9 @@ impl Server {
         }
         // What mariadb-install-db does, without its guesses of paths.
         let mut script = "create database if not exists mysql;\nuse mysql;\n".to_owned();
-        for part in ["mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql"] {
-            let text = std::fs::read_to_string(self.share().join(part)).expect("the server's tables");
+        let (share, name) = self.share();
+        for part in ["system_tables", "performance_tables", "system_tables_data"] {
+            let text = std::fs::read_to_string(share.join(format!("{name}_{part}.sql"))).expect("the server's tables");
             script.push_str(&text.replace("@auth_root_socket", "NULL"));
         }
         let mut child = command
@@ -153,7 +158,7 @@ impl Server {
         command.arg(format!("--init-file={}", place("users.sql")));
         command.args(&self.settings).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("the server");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while let Err(error) = self.try_sql("SELECT 1") {
             assert!(child.try_wait().expect("the server").is_none(), "the server ended: {}", self.log("error.log"));
             assert!(Instant::now() < deadline, "the server did not start: {error}\n{}", self.log("error.log"));
@@ -183,6 +188,22 @@ impl Server {
     fn pid(&self) -> Option<String> {
         let text = std::fs::read_to_string(self.directory.path().join("pid")).ok()?;
         Some(text.trim().to_owned()).filter(|pid| !pid.is_empty())
+    }
+
+    /// A test that waited in vain says what the server was doing then.
+    fn tells_after_panics(&self) {
+        static STARTED: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+        static HOOK: Once = Once::new();
+        let log = self.directory.path().join("error.log");
+        STARTED.lock().unwrap_or_else(PoisonError::into_inner).push((self.url(), log));
+        HOOK.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                before(info);
+                let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                started.iter().filter(|(_, log)| log.exists()).for_each(|(url, log)| tell(url, log));
+            }));
+        });
     }
 
     /// Statics are not dropped at exit, and a killed test drops nothing. A small process waits for ours to end and stops the server.
@@ -221,21 +242,7 @@ impl Server {
 
     /// Like [`sql`](Self::sql); the rows of the last one as lines, or the error.
     pub fn try_sql(&self, statements: &str) -> Result<String, String> {
-        let (url, statements) = (self.url(), statements.to_owned());
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let mut session = Session::open(&url).await.map_err(|error| error.to_string())?;
-                let mut rows = Vec::new();
-                for statement in statements.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()) {
-                    rows = session.query(statement).await.map_err(|error| error.what())?;
-                }
-                let line =
-                    |row: Vec<Option<String>>| row.into_iter().map(Option::unwrap_or_default).collect::<Vec<_>>().join("\t");
-                Ok(rows.into_iter().map(line).collect::<Vec<_>>().join("\n"))
-            })
-        };
-        std::thread::spawn(run).join().expect("the session's thread")
+        query(&self.url(), statements)
     }
 
     /// Runs a statement in a session that stays open until the guard is dropped.
@@ -256,6 +263,32 @@ impl Server {
         });
         is_ready.recv().expect("the statement");
         Held { release: Some(release), session: Some(session) }
+    }
+
+    /// Forgets all binlog.
+    pub fn reset_binlog(&self) {
+        let is_new = self.try_sql("RESET BINARY LOGS AND GTIDS").is_ok();
+        if !is_new {
+            self.sql("RESET MASTER");
+        }
+    }
+
+    /// Whether the server comes with a plugin.
+    pub fn has_plugin(flavour: Flavour, file: &str) -> bool {
+        let base = find(flavour);
+        ["lib/plugin", "lib/mysql/plugin"].iter().any(|dir| base.join(dir).join(file).exists())
+    }
+
+    /// Whether it writes to the binlog what foreign keys do.
+    pub fn logs_cascades(&self) -> bool {
+        self.sql("SHOW VARIABLES LIKE 'innodb_native_foreign_keys'").ends_with("OFF")
+    }
+
+    /// Major and minor number.
+    pub fn version(&self) -> (u32, u32) {
+        let text = self.sql("SELECT version()");
+        let mut parts = text.split('.').map(|part| part.parse().expect("a number"));
+        (parts.next().expect("a major"), parts.next().expect("a minor"))
     }
 
     /// The file that the server writes its binlog to now.
@@ -304,6 +337,39 @@ impl Drop for Server {
 pub fn shared(flavour: Flavour) -> &'static Server {
     static SHARED: [OnceLock<Server>; 2] = [const { OnceLock::new() }; 2];
     SHARED[flavour as usize].get_or_init(|| Server::start(flavour, &[]))
+}
+
+/// The rows of the last of the statements as lines, or the error.
+fn query(url: &str, statements: &str) -> Result<String, String> {
+    let (url, statements) = (url.to_owned(), statements.to_owned());
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut session = Session::open(&url).await.map_err(|error| error.to_string())?;
+            let mut rows = Vec::new();
+            for statement in statements.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()) {
+                rows = session.query(statement).await.map_err(|error| error.what())?;
+            }
+            let line = |row: Vec<Option<String>>| row.into_iter().map(Option::unwrap_or_default).collect::<Vec<_>>().join("\t");
+            Ok(rows.into_iter().map(line).collect::<Vec<_>>().join("\n"))
+        })
+    };
+    std::thread::spawn(run).join().expect("the session's thread")
+}
+
+/// What a server is doing and what it said last.
+fn tell(url: &str, log: &Path) {
+    let (sender, answer) = mpsc::channel();
+    let asked = url.to_owned();
+    std::thread::spawn(move || sender.send(query(&asked, "SHOW FULL PROCESSLIST")));
+    let doing = match answer.recv_timeout(Duration::from_secs(5)) {
+        Ok(Ok(text) | Err(text)) => text,
+        Err(_) => "it does not answer".to_owned(),
+    };
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let last: Vec<&str> = text.lines().rev().take(40).collect();
+    let said: Vec<&str> = last.into_iter().rev().collect();
+    eprintln!("--- the server at {}\n{doing}\n--- its log\n{}", log.display(), said.join("\n"));
 }
 
 fn find(flavour: Flavour) -> PathBuf {

@@ -21,11 +21,18 @@ struct Example {
 fn examples(flavour: Flavour) -> Vec<Example> {
     let name = if flavour == Flavour::Mariadb { "mariadb" } else { "mysql" };
     let code = |cell: &str| cell.trim_matches('`').to_owned();
+    let version = shared(flavour).version();
+    let is_for = |on: &str| {
+        let (flavour, since) = on.split_once(' ').unwrap_or((on, "0.0"));
+        let (major, minor) = since.split_once('.').expect("a version");
+        let since = (major.parse().expect("a number"), minor.parse().expect("a number"));
+        (flavour == "both" || flavour == name) && version >= since
+    };
     let mut found = Vec::new();
     for line in include_str!("../../TYPES.md").lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
         let [sql_type, value, logical, json, on] = cells[..] else { panic!("not five cells: {line}") };
-        if on == "both" || on == name {
+        if is_for(on) {
             found.push(Example { sql_type: code(sql_type), value: code(value), logical: logical.into(), json: code(json) });
         }
     }
