@@ -231,8 +231,13 @@ mod tests {
             let mut reader = log.reader("shop.orders", 0, From::Earliest).await.unwrap();
             reader.read(1, Duration::ZERO).await.unwrap()[0].offset
         };
-        while witness.events().len() < 5_000 || first().await == 0 {
-            assert!(Instant::now() < deadline, "{} events, first {}", witness.events().len(), first().await);
+        loop {
+            let seen = witness.events().len();
+            let first = first().await;
+            if seen == 5_000 && first > 0 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{seen} events, first {first}");
             sleep(Duration::from_millis(50)).await;
         }
         assert_eq!(witness.events().iter().filter(|event| event.fact.id == 1).count(), 2);

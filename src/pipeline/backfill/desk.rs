@@ -66,7 +66,7 @@ pub enum Outcome {
         /// What was read,
         read: Result<ChunkRead>,
         /// into this,
-        batch: Batch,
+        batch: Box<Batch>,
         /// in this time.
         took: Duration,
     },
@@ -210,7 +210,7 @@ async fn work(reader: &mut dyn TableReader, job: &Job, mut batch: Batch) -> Outc
         Job::Chunk(request, _) => {
             let began = Instant::now();
             let read = reader.read(request, &mut batch).await;
-            Outcome::Chunk { read, batch, took: began.elapsed() }
+            Outcome::Chunk { read, batch: Box::new(batch), took: began.elapsed() }
         }
         Job::Search(..) => Outcome::Search(Err(Error::new(&codes::INVARIANT, "a reader was asked to search a topic"))),
     }
@@ -230,6 +230,6 @@ fn failed(job: &Job, error: Error) -> Outcome {
         Job::Gate(_) => Outcome::Gate(Err(error)),
         Job::Split(..) => Outcome::Split(Err(error)),
         Job::Search(..) => Outcome::Search(Err(error)),
-        Job::Chunk(..) => Outcome::Chunk { read: Err(error), batch: Batch::default(), took: Duration::ZERO },
+        Job::Chunk(..) => Outcome::Chunk { read: Err(error), batch: Box::default(), took: Duration::ZERO },
     }
 }

@@ -410,7 +410,7 @@ impl Backfill {
                 let Job::Chunk(request, ticket) = job else { return };
                 let is_refresh = self.refresh.as_ref().is_some_and(|refresh| refresh.expects(ticket));
                 if is_refresh {
-                    return self.refreshed(&table, ticket, (request.gate, read, batch));
+                    return self.refreshed(&table, ticket, (request.gate, read, *batch));
                 }
                 let Some(run) = self.runs.get_mut(&table) else { return };
                 if !run.expects(ticket) {
@@ -424,7 +424,7 @@ impl Backfill {
                         self.newest = Some(Arc::clone(&chunk.seen));
                         self.pace.read(batch.changes().len(), batch.size_bytes(), took);
                         run.arrived(ticket, &chunk, batch.changes().len(), took);
-                        self.ready.push_back(ReadyChunk { table, ticket, chunk, batch });
+                        self.ready.push_back(ReadyChunk { table, ticket, chunk, batch: *batch });
                     }
                     Ok(ChunkRead::Waiting(what)) => {
                         run.failed(ticket);
