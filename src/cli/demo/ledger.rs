@@ -226,6 +226,7 @@ mod tests {
         }
         let witness = Witness::start(dir.path(), "shop").await.unwrap();
         log.open_writer("shop").await.unwrap().commit(transaction).await.unwrap();
+        log.start_maintenance().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let first = || async {
             let mut reader = log.reader("shop.orders", 0, From::Earliest).await.unwrap();
