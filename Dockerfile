@@ -16,6 +16,7 @@ RUN apt-get update -qq \
 WORKDIR /src
 
 # The dependencies are a layer of their own, which changes only with the manifests: they are compiled over empty crates.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY connectors/api/Cargo.toml connectors/api/
 COPY connectors/mysql/Cargo.toml connectors/mysql/
