@@ -91,11 +91,12 @@ pub async fn find(catalog: &mut Catalog, settings: &Settings) -> Result<Option<P
     let Some(row) = rows.first() else { return Ok(None) };
     let kinds = ["insert", "update", "delete", "truncate"];
     let lacks = kinds.iter().enumerate().filter(|(at, _)| !flag(row, *at)).map(|(_, kind)| *kind).collect();
+    // A table can be dropped between the lines of one statement, so names are looked up in a way that finds nothing then.
     let tables =
         catalog
             .query(&format!(
                 "SELECT schemaname, tablename, to_jsonb(t) ->> 'rowfilter' IS NOT NULL OR EXISTS \
-                 (SELECT FROM pg_attribute a WHERE a.attrelid = (quote_ident(schemaname) || '.' || quote_ident(tablename))::regclass \
+                 (SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass(quote_ident(schemaname) || '.' || quote_ident(tablename)) \
                  AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND NOT to_jsonb(t) -> 'attnames' ? a.attname::text) \
                  FROM pg_publication_tables t WHERE pubname = {name}"
             ))
