@@ -153,7 +153,7 @@ impl Show {
         out(&format!("  so {due} events are due: {committed} - {overtaken} + {repeated}"));
         out("");
         let colour = if ledger.is_exact() { AnsiColor::Green } else { AnsiColor::Red };
-        let line = format!("due {due}, arrived {arrived}: {missing} missing, {twice} twice");
+        let line = format!("committed {committed}, due as {due} events, arrived {arrived}: {missing} missing, {twice} twice");
         out(&self.paint(&line, Style::new().bold().fg_color(Some(colour.into()))));
     }
 
