@@ -124,7 +124,12 @@ left() {
         echo "$pid $(tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null)"
     done
 }
-left=$(left)
+# What stops a server when its test is gone looks for that a few times per second.
+for _ in $(seq 50); do
+    left=$(left)
+    [ -n "$left" ] || break
+    sleep 0.2
+done
 if [ -n "$left" ]; then
     echo "processes left behind:"
     echo "$left"
