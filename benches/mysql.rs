@@ -87,9 +87,12 @@ impl MysqlServer {
         self.server.sql(&format!(
             "SET SESSION sql_log_bin = 0;\nUSE bench;\nDROP PROCEDURE IF EXISTS put;\nCREATE PROCEDURE put() BEGIN DECLARE t bigint DEFAULT 1; \
              WHILE t <= {rows} DO IF (t - 1) % {per_transaction} = 0 THEN START TRANSACTION; END IF; {insert}; SET t = t + {step}; \
-             IF (t - 1) % {per_transaction} = 0 OR t > {rows} THEN COMMIT; END IF; END WHILE; END;\nSET SESSION sql_log_bin = {};\nCALL put()",
-            u8::from(!is_quiet),
+             IF (t - 1) % {per_transaction} = 0 OR t > {rows} THEN COMMIT; END IF; END WHILE; END"
         ));
+        // By a program that waits for as long as it takes.
+        let call = format!("--execute=SET SESSION sql_log_bin = {}; CALL bench.put()", u8::from(!is_quiet));
+        let status = self.command(&self.client).arg(call).stdout(Stdio::null()).status().expect("the client starts");
+        assert!(status.success(), "the rows could not be written: {status}");
     }
 
     /// Bytes of a row as text, on average.

@@ -82,7 +82,9 @@ binlogs() {
     if [ "${#newer[@]}" != 0 ]; then
         (
             began=$SECONDS bad=0
-            env "${newer[@]}" cargo test --quiet --no-fail-fast -p headwater-mysql --test servers > "$work/mysql-newer" 2>&1 || bad=1
+            # These builds lack the plugin that has the keys of an encrypted binlog.
+            env "${newer[@]}" cargo test --quiet --no-fail-fast -p headwater-mysql --test servers -- \
+                --skip an_encrypted_binlog > "$work/mysql-newer" 2>&1 || bad=1
             echo "== ${newer[*]}: $((SECONDS - began)) s" >> "$work/mysql-newer"
             exit $bad
         ) &

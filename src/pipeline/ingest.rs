@@ -303,7 +303,6 @@ impl Line {
         let place = progress.next_place();
         let encoded = encoder.encode(batch, place, &mut out, backfill)?;
         backfill.require_topic(ingest)?;
-        backfill.note_transactions(batch.transactions().len());
         let is_asked = backfill.follow(&mut progress.backfills, place);
         if is_asked {
             backfill.take_up(&progress.backfills, encoder);

@@ -39,6 +39,7 @@ pub mod error;
 pub mod fault;
 pub mod json;
 pub mod position;
+pub mod quota;
 pub mod schema;
 pub mod secret;
 pub mod sink;
@@ -55,6 +56,7 @@ pub use connector::{
 };
 pub use error::{Code, Error, Finding, Kind, Level, Result};
 pub use position::{Identity, Position};
+pub use quota::{Quota, Verdict};
 pub use schema::{Column, Fingerprint, Schema, Type};
 pub use secret::Secret;
 pub use sink::{Sink, SinkRecord};

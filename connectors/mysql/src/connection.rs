@@ -1,7 +1,9 @@
 //! One session with the server, for SQL and for the binlog.
 //!
 //! An own client, so that one place enforces what every session must have: no password in a form that others can use, never a local
-//! file, TLS as the options say, settings that no default of the server changes, and every length checked before it is believed.
+//! file, TLS as the options say, settings that no default of the server changes, and every length checked before it is believed. The
+//! client that there is for Rust, `mysql_async`, unpacks a compressed transaction whole before anybody sees how long it is, passes over
+//! what it does not know, and does not give its socket away for another reader of the stream.
 
 mod login;
 mod rsa;

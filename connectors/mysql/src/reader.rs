@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Batch, Before, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Identity, Op, Result, Schema, TableReader, Value,
+    Batch, Before, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Identity, Op, Quota, Result, Schema, TableReader, Value,
+    Verdict,
 };
 
 use crate::{
@@ -28,15 +29,6 @@ use crate::{
     wire::Cursor as Bytes,
 };
 
-/// Rows asked for first of a table whose rows are of unknown size; what they turn out to be decides about the next statement.
-const FIRST_FETCH: usize = 64;
-/// The most rows of one statement, and how many times the last one it may be: nothing tells how wide the rows behind it are.
-const MAX_FETCH: usize = 20_000;
-const GROWTH: usize = 8;
-/// A chunk ends with the statement that comes to this: an ALTER that waits for it stops all others.
-const LONG_ENOUGH: Duration = Duration::from_secs(2);
-/// Chunks' worth of rows behind the end of one that the server may send before it is hung up on.
-const SURPLUS: usize = 2;
 /// Smaller tables are read as one range.
 const MIN_SPLIT: u64 = 200_000;
 
@@ -186,27 +178,22 @@ impl MysqlReader {
         }
         let mut rows = Rows::new(request, shape, self.settings.zero_dates, batch);
         let mut after = request.after.clone();
-        let mut fetch = FIRST_FETCH.min(request.max_rows).max(1);
-        let began = Instant::now();
         let is_cut = loop {
-            let before = rows.seen;
+            let fetch = rows.quota.fetch();
             let select = shape.keyed.select(request, after.as_ref(), horizon.as_ref(), fetch)?;
             let connection = self.connect().await?;
             let fetched = connection.query_rows(&select, |row, columns| rows.push(row, columns)).await;
-            if rows.is_flooded() {
+            if rows.quota.is_flooded() {
                 // The rows became much wider than they were: to read the rest would take longer than to connect again.
                 break None;
             }
             fetched?.map_err(|refused| self.refused(request, &refused))?;
-            let is_end = rows.seen - before < fetch && rows.seen == rows.taken;
-            let is_late = began.elapsed() >= LONG_ENOUGH && rows.taken > 0;
-            if is_end || rows.is_full() || is_late {
-                break Some(!is_end);
+            if rows.quota.is_done() {
+                break Some(!rows.quota.is_end());
             }
             after = rows.last_key();
-            fetch = rows.next_fetch(fetch);
         };
-        let (last, is_full) = (rows.last_key(), rows.is_full());
+        let (last, is_full) = (rows.last_key(), rows.quota.is_full());
         match is_cut {
             None => return Err(waits(&request.table, "the rows of a chunk are much wider than those before")),
             Some(_) => self.connect().await?.query("SET SESSION character_set_results = utf8mb4").await?,
@@ -312,14 +299,7 @@ struct Rows<'a> {
     schema: u32,
     shape: &'a Shape,
     zero: ZeroDates,
-    max_rows: usize,
-    max_bytes: usize,
-    /// Rows that came, and those of them that were taken.
-    seen: usize,
-    taken: usize,
-    bytes: usize,
-    /// Bytes of those that were not.
-    surplus: usize,
+    quota: Quota,
     /// The key of the row that was taken last.
     last: Cursor,
 }
@@ -329,39 +309,23 @@ impl<'a> Rows<'a> {
         let read_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         batch.begin_transaction("read", read_at.as_micros() as i64);
         let schema = batch.schema_index(&shape.schema);
-        let (max_rows, max_bytes) = (request.max_rows, request.max_bytes);
+        let quota = Quota::of(request);
         let last = vec![String::new(); shape.schema.key.len()];
         let table = request.table.as_str();
-        Self { table, batch, schema, shape, zero, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, surplus: 0, last }
-    }
-
-    fn is_full(&self) -> bool {
-        self.taken >= self.max_rows || self.bytes >= self.max_bytes || self.seen > self.taken
+        Self { table, batch, schema, shape, zero, quota, last }
     }
 
     /// Where the next chunk begins; none if no row was taken.
     fn last_key(&self) -> Option<Cursor> {
-        (self.taken > 0).then(|| self.last.clone())
-    }
-
-    /// Whether so much came that is of no use that the rest should not be waited for.
-    fn is_flooded(&self) -> bool {
-        self.surplus > self.max_bytes.saturating_mul(SURPLUS)
-    }
-
-    /// As many rows as should fill the chunk, if they are like those that came, and not many more than came last.
-    fn next_fetch(&self, last: usize) -> usize {
-        let width = self.bytes.checked_div(self.taken).unwrap_or(0).max(1);
-        let most = self.max_rows.saturating_sub(self.taken).min(MAX_FETCH).min(last.saturating_mul(GROWTH));
-        (self.max_bytes.saturating_sub(self.bytes) / width).clamp(1, most.max(1))
+        (self.quota.taken() > 0).then(|| self.last.clone())
     }
 
     /// Takes one row. What comes when the chunk is full is left for the next one.
     fn push(&mut self, row: &[u8], columns: usize) -> Result<()> {
-        self.seen += 1;
-        if self.taken >= self.max_rows || self.bytes >= self.max_bytes {
-            self.surplus += row.len();
-            return if self.is_flooded() { Err(protocol("a chunk is overfull")) } else { Ok(()) };
+        match self.quota.came(row.len()) {
+            Verdict::Take => {}
+            Verdict::Leave => return Ok(()),
+            Verdict::HangUp => return Err(protocol("a chunk is overfull")),
         }
         if columns != self.shape.codecs.len() {
             return Err(protocol("a row has another number of cells than its table has columns"));
@@ -379,9 +343,8 @@ impl<'a> Rows<'a> {
             }
         }
         let after = self.batch.end_row(start);
-        self.batch.push_change(Op::Read, self.schema, self.taken as u64, Before::None, Some(after));
-        self.taken += 1;
-        self.bytes += row.len() + self.shape.codecs.len() * 8;
+        self.batch.push_change(Op::Read, self.schema, self.quota.taken() as u64, Before::None, Some(after));
+        self.quota.took(row.len() + self.shape.codecs.len() * 8);
         Ok(())
     }
 

@@ -3,13 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Batch, Before, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Op, Result, Schema, Snapshot, TableReader, Value,
-    codes as shared, fault,
+    Batch, Before, Chunk, ChunkRead, ChunkRequest, Cursor, Error, Gate, Op, Quota, Result, Schema, Snapshot, TableReader, Value,
+    Verdict, codes as shared, fault,
 };
 
 use crate::{
@@ -28,15 +28,6 @@ use crate::{
     wire::Cursor as Bytes,
 };
 
-/// Rows fetched first from a table whose rows are of unknown size; what they turn out to be decides about the next fetch.
-const FIRST_FETCH: usize = 64;
-/// The most rows of one fetch, and how many times the last one it may be: nothing tells how wide the rows behind it are.
-const MAX_FETCH: usize = 20_000;
-const GROWTH: usize = 8;
-/// A chunk ends with the fetch that comes to this. The table is locked as long, lightly; but whoever waits for a heavy lock stops all others.
-const LONG_ENOUGH: Duration = Duration::from_secs(2);
-/// Chunks' worth of rows behind the end of one that the server may send before it is hung up on.
-const SURPLUS: usize = 2;
 /// Smaller tables are read as one range.
 const MIN_SPLIT: u64 = 200_000;
 /// About so many rows are sampled for each range. They come by whole pages, whose rows are often next to each other in the key as well.
@@ -240,12 +231,10 @@ impl PostgresReader {
         }
         self.declare(request, shape, horizon.as_ref()).await?;
         let mut rows = Rows::new(request, shape, batch);
-        let began = Instant::now();
-        let mut fetch = FIRST_FETCH.min(request.max_rows);
         let is_cut = loop {
-            let before = rows.seen;
+            let fetch = rows.quota.fetch();
             let fetched = self.catalog.sql().await?.query_rows(&format!("FETCH {fetch} FROM hw"), |row| rows.push(row)).await;
-            if rows.is_flooded() {
+            if rows.quota.is_flooded() {
                 // The rows became much wider than they were: to read the rest of the fetch would take longer than to connect again.
                 self.hang_up();
                 break true;
@@ -256,15 +245,12 @@ impl PostgresReader {
                 }
                 return Err(self.refused(request, &refused));
             }
-            let is_end = rows.seen - before < fetch && rows.seen == rows.taken;
-            let is_late = began.elapsed() >= LONG_ENOUGH && rows.taken > 0;
-            if is_end || rows.is_full() || is_late {
-                break !is_end;
+            if rows.quota.is_done() {
+                break !rows.quota.is_end();
             }
-            fetch = rows.next_fetch(fetch);
         };
         // The chunk was cut short, or as long as was asked for: something may be behind it.
-        let may_go_on = is_cut || rows.is_full();
+        let may_go_on = is_cut || rows.quota.is_full();
         Ok(if may_go_on { rows.last_key() } else { horizon })
     }
 
@@ -340,14 +326,7 @@ struct Rows<'a> {
     schema: u32,
     codecs: &'a [Codec],
     key: &'a [usize],
-    max_rows: usize,
-    max_bytes: usize,
-    /// Rows that came, and those of them that were taken.
-    seen: usize,
-    taken: usize,
-    bytes: usize,
-    /// Bytes of those that were not.
-    surplus: usize,
+    quota: Quota,
     /// The key of the row that was taken last, in buffers that are used again.
     last: Vec<Vec<u8>>,
 }
@@ -357,41 +336,25 @@ impl<'a> Rows<'a> {
         let read_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         batch.begin_transaction("read", read_at.as_micros() as i64);
         let schema = batch.schema_index(&shape.schema);
-        let (max_rows, max_bytes) = (request.max_rows, request.max_bytes);
+        let quota = Quota::of(request);
         let (codecs, key) = (shape.codecs.as_slice(), shape.schema.key.as_slice());
         let last = vec![Vec::new(); key.len()];
         let table = request.table.as_str();
-        Self { table, batch, schema, codecs, key, max_rows, max_bytes, seen: 0, taken: 0, bytes: 0, surplus: 0, last }
-    }
-
-    fn is_full(&self) -> bool {
-        self.taken >= self.max_rows || self.bytes >= self.max_bytes || self.seen > self.taken
+        Self { table, batch, schema, codecs, key, quota, last }
     }
 
     /// Where the next chunk begins; none if no row was taken.
     fn last_key(&self) -> Option<Cursor> {
         let text = |raw: &Vec<u8>| String::from_utf8_lossy(raw).into_owned();
-        (self.taken > 0).then(|| self.last.iter().map(text).collect())
-    }
-
-    /// Whether so much came that is of no use that the rest should not be waited for.
-    fn is_flooded(&self) -> bool {
-        self.surplus > self.max_bytes.saturating_mul(SURPLUS)
-    }
-
-    /// As many rows as should fill the chunk, if they are like those that came, and not many more than came last.
-    fn next_fetch(&self, last: usize) -> usize {
-        let width = self.bytes.checked_div(self.taken).unwrap_or(0).max(1);
-        let most = (self.max_rows - self.taken).min(MAX_FETCH).min(last.saturating_mul(GROWTH));
-        (self.max_bytes.saturating_sub(self.bytes) / width).clamp(1, most.max(1))
+        (self.quota.taken() > 0).then(|| self.last.iter().map(text).collect())
     }
 
     /// Takes one row. What comes when the chunk is full is left for the next one.
     fn push(&mut self, row: &[u8]) -> Result<()> {
-        self.seen += 1;
-        if self.taken >= self.max_rows || self.bytes >= self.max_bytes {
-            self.surplus += row.len();
-            return if self.is_flooded() { Err(protocol("a chunk is overfull")) } else { Ok(()) };
+        match self.quota.came(row.len()) {
+            Verdict::Take => {}
+            Verdict::Leave => return Ok(()),
+            Verdict::HangUp => return Err(protocol("a chunk is overfull")),
         }
         let torn = |_| protocol("a result row is torn");
         let mut cells = Bytes::new(row);
@@ -421,9 +384,8 @@ impl<'a> Rows<'a> {
             }
         }
         let after = self.batch.end_row(start);
-        self.batch.push_change(Op::Read, self.schema, self.taken as u64, Before::None, Some(after));
-        self.taken += 1;
-        self.bytes += row.len() + self.codecs.len() * 8;
+        self.batch.push_change(Op::Read, self.schema, self.quota.taken() as u64, Before::None, Some(after));
+        self.quota.took(row.len() + self.codecs.len() * 8);
         Ok(())
     }
 

@@ -233,11 +233,6 @@ impl Backfill {
         !self.runs.is_empty() || self.refresh.as_ref().is_some_and(Refresh::is_active)
     }
 
-    /// The stream brought so many transactions of whoever else works on the tables.
-    pub fn note_transactions(&mut self, count: usize) {
-        self.pace.note_transactions(count);
-    }
-
     /// How long the next batch of the stream may be waited for.
     pub fn patience(&self, limits: Limits) -> Limits {
         let max_wait = match () {

@@ -10,13 +10,6 @@ const HEAVY: Duration = Duration::from_secs(1);
 /// The longest such rest.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
-/// While an application writes, each chunk is followed by a rest of this share of the time that it took: disk and CPU are the
-/// application's meanwhile, which else waits behind whole chunks.
-const COURTESY: f64 = 0.5;
-/// An application writes if the stream brings so many transactions in such a time.
-const BUSY_TRANSACTIONS: usize = 20;
-const BUSY_WINDOW: Duration = Duration::from_secs(1);
-
 /// With a limit, chunks are as small as this share of what a second may bring: the source feels a trickle and no bursts.
 const PIECES: u64 = 8;
 /// But no smaller.
@@ -31,10 +24,6 @@ pub struct Pace {
     next: Instant,
     /// The stream is so far behind that reading more would only make it worse.
     behind: bool,
-    /// When the transactions of the stream were last counted from 0, and how many there were since.
-    window: (Instant, usize),
-    /// When an application was last seen writing.
-    busy: Option<Instant>,
 }
 
 impl Pace {
@@ -46,8 +35,6 @@ impl Pace {
             max_lag: options.max_lag_megabytes << 20,
             next: Instant::now(),
             behind: false,
-            window: (Instant::now(), 0),
-            busy: None,
         }
     }
 
@@ -61,26 +48,9 @@ impl Pace {
         self.behind
     }
 
-    /// Whether chunks are to come one by one, so that rests between them are rests: the user set a limit, or an application writes.
+    /// Whether the user set a limit.
     pub fn is_limited(&self) -> bool {
-        self.rows_per_second.is_some() || self.bytes_per_second.is_some() || self.is_courteous()
-    }
-
-    /// The stream brought so many transactions.
-    pub fn note_transactions(&mut self, count: usize) {
-        let now = Instant::now();
-        if now - self.window.0 >= BUSY_WINDOW {
-            self.window = (now, 0);
-        }
-        self.window.1 += count;
-        if self.window.1 >= BUSY_TRANSACTIONS {
-            self.busy = Some(now);
-        }
-    }
-
-    /// Whether an application writes.
-    fn is_courteous(&self) -> bool {
-        self.busy.is_some_and(|at| at.elapsed() < 2 * BUSY_WINDOW)
+        self.rows_per_second.is_some() || self.bytes_per_second.is_some()
     }
 
     /// The most rows that a chunk should have.
@@ -94,11 +64,7 @@ impl Pace {
             limit.map_or(Duration::ZERO, |limit| Duration::from_secs_f64(amount as f64 / limit as f64))
         };
         let due = share(rows, self.rows_per_second).max(share(bytes, self.bytes_per_second));
-        let rest = match took > HEAVY {
-            true => took.min(LONGEST_REST),
-            false if self.is_courteous() => took.mul_f64(COURTESY),
-            false => Duration::ZERO,
-        };
+        let rest = if took > HEAVY { took.min(LONGEST_REST) } else { Duration::ZERO };
         let now = Instant::now();
         self.next = (self.next.max(now) + due).max(now + rest);
     }
@@ -150,28 +116,6 @@ mod tests {
         assert!(pace.is_held());
         pace.note_lag(Some(100 << 20));
         assert!(pace.allows());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_application_that_writes_gets_its_turn_and_one_that_stopped_gets_none() {
-        let mut pace = Pace::new(&BackfillOptions::default());
-        let took = Duration::from_millis(100);
-        let rests = async |pace: &mut Pace| {
-            pace.read(10, 0, took);
-            let rests = !pace.allows();
-            tokio::time::advance(took).await;
-            assert!(pace.allows(), "not for longer than the chunk took");
-            rests
-        };
-        pace.note_transactions(BUSY_TRANSACTIONS - 1);
-        assert!(!rests(&mut pace).await, "a few transactions are no load");
-        tokio::time::advance(BUSY_WINDOW).await;
-        pace.note_transactions(BUSY_TRANSACTIONS - 1);
-        assert!(!rests(&mut pace).await, "nor are a few in each second");
-        pace.note_transactions(1);
-        assert!(rests(&mut pace).await && pace.is_limited());
-        tokio::time::advance(2 * BUSY_WINDOW).await;
-        assert!(!rests(&mut pace).await && !pace.is_limited());
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use headwater_connector::{Batch, Chunk, ChunkRead, ChunkRequest, Condition, Source, SourceConnector, TableReader};
 use serde_json::json;
 
-use crate::support::{Flavour, shared, show, start};
+use crate::support::{Flavour, on_both, shared, show, start};
 
 /// A request for all rows of a table.
 pub fn whole(table: &str) -> ChunkRequest {
@@ -180,30 +180,6 @@ async fn a_table_that_cannot_be_read_says_why(flavour: Flavour) {
         assert!(Instant::now() < deadline, "it is still {}", first.table_id);
     }
     reader.close().await;
-}
-
-macro_rules! on_both {
-    ($($name:ident)*) => {
-        mod mariadb {
-            use super::*;
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::$name(Flavour::Mariadb).await;
-                }
-            )*
-        }
-
-        mod mysql {
-            use super::*;
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::$name(Flavour::Mysql).await;
-                }
-            )*
-        }
-    };
 }
 
 on_both! {

@@ -273,12 +273,6 @@ impl Server {
         }
     }
 
-    /// Whether the server comes with a plugin.
-    pub fn has_plugin(flavour: Flavour, file: &str) -> bool {
-        let base = find(flavour);
-        ["lib/plugin", "lib/mysql/plugin"].iter().any(|dir| base.join(dir).join(file).exists())
-    }
-
     /// Whether it writes to the binlog what foreign keys do.
     pub fn logs_cascades(&self) -> bool {
         self.sql("SHOW VARIABLES LIKE 'innodb_native_foreign_keys'").ends_with("OFF")
