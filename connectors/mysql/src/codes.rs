@@ -45,4 +45,6 @@ headwater_connector::codes! { "codes";
     GTID_SWITCHED = "HW3041", Environment, "the server's GTID mode was switched";
     DROPPED = "HW3042", Config, "a selected table was dropped";
     OMITTED = "HW3043", Environment, "the server leaves changes out of its binlog";
+    DIVERGED = "HW3047", Lost, "the server has another history than the published one";
+    FORGOTTEN = "HW3048", Lost, "the server's binlog is not the one that was read";
 }

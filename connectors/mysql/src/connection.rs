@@ -150,12 +150,18 @@ impl Connection {
 
     /// The first cell of the first row; none if there is none or it is NULL.
     pub async fn value(&mut self, sql: &str) -> Result<Option<String>> {
-        Ok(self.query(sql).await?.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+        self.value_within(sql, QUERY_TIMEOUT).await
+    }
+
+    /// The same with a statement that may take longer than others.
+    pub async fn value_within(&mut self, sql: &str, limit: Duration) -> Result<Option<String>> {
+        let rows = timeout(limit, self.run(sql)).await.map_err(|_| late())??.map_err(ServerError::into_error)?;
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
     }
 
     /// Like [`query`](Self::query), with the server's refusal for the caller to match on.
     pub async fn try_query(&mut self, sql: &str) -> Result<Result<Rows, ServerError>> {
-        timeout(QUERY_TIMEOUT, self.run(sql)).await.map_err(|_| lost("the server did not answer a statement in time"))?
+        timeout(QUERY_TIMEOUT, self.run(sql)).await.map_err(|_| late())?
     }
 
     /// Runs a statement whose rows are taken one by one as they come; an error of `take` leaves the session unusable.
@@ -179,7 +185,7 @@ impl Connection {
                 }
             }
         };
-        timeout(QUERY_TIMEOUT, running).await.map_err(|_| lost("the server did not answer a statement in time"))?
+        timeout(QUERY_TIMEOUT, running).await.map_err(|_| late())?
     }
 
     /// No message of an answer may be longer.
@@ -336,6 +342,10 @@ pub fn cell<'a>(row: &mut Cursor<'a>) -> Result<Option<&'a [u8]>> {
 
 fn broken(error: std::io::Error) -> Error {
     lost("the connection broke").caused_by(error)
+}
+
+fn late() -> Error {
+    lost("the server did not answer a statement in time")
 }
 
 fn unreachable(what: &str) -> Error {

@@ -16,8 +16,8 @@ use crate::{
     check, codes,
     config::Settings,
     connection::{Connection, Flavour, literal},
-    inspect, keys, omitted,
-    position::{Mark, Place},
+    history, inspect, keys, omitted,
+    position::{Mark, Place, Spot},
     reader::{self, Current, MysqlReader, Streamed},
     relation,
     source::{MysqlSource, Opening},
@@ -205,8 +205,9 @@ impl SourceConnector for MysqlConnector {
     async fn create(&self, _: &Intent, _: bool) -> Result<Start> {
         let (mut connection, identity) = self.session().await?;
         self.require_ready(&mut connection).await?;
-        let (set, spot) = inspect::begin(&mut connection).await?;
+        let (set, mut spot) = inspect::begin(&mut connection).await?;
         connection.close().await;
+        spot.owner = Spot::owner_of(&identity);
         let place = Place { set, from: None, partial: None, spot };
         Ok(Start { identity: inspect::bind(identity, &place), position: place.to_position() })
     }
@@ -223,7 +224,7 @@ impl SourceConnector for MysqlConnector {
             (Some(identity), Some(position)) => match inspect::may_accept(identity, &found) {
                 Ok(()) => {
                     let place = Place::from_position(position)?;
-                    let history = inspect::require_history(&mut connection, &place).await;
+                    let history = history::require(&mut connection, &self.settings.server, &place, &found).await;
                     history.map(|()| inspect::accept(inspect::bind(found, &place), &place))
                 }
                 Err(error) => Err(error),
@@ -262,10 +263,10 @@ impl SourceConnector for MysqlConnector {
         let (mut connection, server) = self.session().await?;
         let mut found = inspect::bind(server.clone(), &place);
         inspect::require_same(identity, &found)?;
-        inspect::require_history(&mut connection, &place).await?;
+        history::require(&mut connection, &self.settings.server, &place, &server).await?;
         let is_bound = inspect::is_bound(identity, &place);
         if is_bound {
-            inspect::require_recorded(&mut connection, &place).await?;
+            history::require_recorded(&mut connection, &place).await?;
         } else {
             found = inspect::accept(found, &place);
         }

@@ -87,6 +87,8 @@ pub struct Decoder {
     time: u32,
     /// Whether the position's file must be this server's own.
     is_bound: bool,
+    /// Whose files are read.
+    owner: u32,
     /// The file that is read, and where the next event begins in it; the server says so first of all.
     reading: Spot,
     /// Where the event that was taken last begins in it.
@@ -117,6 +119,7 @@ impl Decoder {
             prepared: Prepared::new(place.from),
             last_change: None,
             // The server says at once where it reads. Until then no place of another server may pass for one of this.
+            owner: 0,
             reading: Spot::default(),
             begins_at: 0,
             stood: At::default(),
@@ -130,6 +133,11 @@ impl Decoder {
             id: String::new(),
             limits: Limits::default(),
         }
+    }
+
+    /// Says whose files are read, for the places that are handed out.
+    pub fn reads_from(&mut self, owner: u32) {
+        self.owner = owner;
     }
 
     /// Tells readers of rows what it passes. Everything before `stood` is published.
@@ -277,7 +285,7 @@ impl Decoder {
             }
             kind::ROTATE => {
                 let (file, at) = binlog::rotate(body).map_err(|Torn| torn("a rotation"))?;
-                self.reading = Spot::new(file, at);
+                self.reading = Spot { owner: self.owner, ..Spot::new(file, at) };
                 self.tables.forget_ids();
                 Ok(Event::Nothing)
             }

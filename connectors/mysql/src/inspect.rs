@@ -6,11 +6,11 @@ use crate::{
     catalog::cell,
     codes,
     config::Settings,
-    connection::{Connection, Flavour, literal},
+    connection::{Connection, Flavour},
     error::protocol,
     gtid::{FilePlace, GtidSet},
+    history,
     position::{Place, Spot},
-    stops,
 };
 
 /// Who the server is.
@@ -93,25 +93,6 @@ pub fn is_bound(stored: &Identity, place: &Place) -> bool {
     is_maria && stored.get(ACCEPTED) != Some(format!("{}:{}", place.spot.file, place.spot.at).as_str())
 }
 
-/// Looks the last published transactions up where they were read, as long as that file exists. It reads the file up to there, so this
-/// is for the start only.
-pub async fn require_recorded(connection: &mut Connection, place: &Place) -> Result<()> {
-    let files = connection.query("SHOW BINARY LOGS").await?;
-    if !files.iter().any(|row| cell(row, 0) == place.spot.file) {
-        return Ok(());
-    }
-    match recorded(connection, &place.spot).await? {
-        Some(set) if set == place.set => Ok(()),
-        _ => Err(stops::other_server(&place.spot)),
-    }
-}
-
-/// What a MariaDB server has up to a place of its binlog; none if there is no such place.
-async fn recorded(connection: &mut Connection, spot: &Spot) -> Result<Option<GtidSet>> {
-    let text = connection.value(&format!("SELECT BINLOG_GTID_POS({}, {})", literal(&spot.file), spot.at)).await?;
-    Ok(text.and_then(|text| GtidSet::parse_maria(&text)))
-}
-
 /// Whether a MySQL server names its transactions.
 pub async fn has_names(connection: &mut Connection) -> Result<bool> {
     if connection.flavour == Flavour::Mariadb {
@@ -129,7 +110,7 @@ pub fn up_to(spot: &Spot) -> Option<GtidSet> {
 pub async fn begin(connection: &mut Connection) -> Result<(GtidSet, Spot)> {
     let (set, spot) = end(connection).await?;
     if connection.flavour == Flavour::Mariadb {
-        return Ok((recorded(connection, &spot).await?.unwrap_or(set), spot));
+        return Ok((history::recorded(connection, &spot).await?.unwrap_or(set), spot));
     }
     if has_names(connection).await? {
         return Ok((set, spot));
@@ -169,50 +150,6 @@ pub async fn gtids(connection: &mut Connection, variable: &str) -> Result<GtidSe
 fn no_binlog() -> Error {
     Error::new(&codes::BINLOG_OFF, "the server writes no binlog")
         .hint("Put log_bin = binlog into the server's configuration and restart it.")
-}
-
-/// Whether the position can be resumed on this server (start rule 1.5(5)).
-pub async fn require_history(connection: &mut Connection, place: &Place) -> Result<()> {
-    if place.is_of_files() {
-        return require_file(connection, place).await;
-    }
-    if !has_names(connection).await? {
-        return Err(Error::new(&codes::GTID_SWITCHED, "the server gives transactions no GTIDs any more")
-            .hint("Run SET GLOBAL gtid_mode = ON; in the steps that `headwater explain HW3041` shows."));
-    }
-    let (has, _) = end(connection).await?;
-    if !has.covers(&place.set) {
-        return Err(Error::new(&codes::SERVER_BEHIND, "the server lacks transactions that are published")
-            .at("published", &place.set)
-            .at("server", &has)
-            .hint("Connect to the server that has them, or wait until this one has caught up and restart the connector."));
-    }
-    if connection.flavour == Flavour::Mysql {
-        let purged = gtids(connection, "gtid_purged").await?;
-        if !place.set.covers(&purged) {
-            return Err(Error::new(&codes::PURGED, "the server has deleted binlog that was not read")
-                .at("published", &place.set)
-                .at("purged", &purged)
-                .hint("Connect to a server that still has it, or begin anew with `headwater reset`."));
-        }
-    }
-    Ok(())
-}
-
-/// Whether the file of a position is there, and long enough.
-async fn require_file(connection: &mut Connection, place: &Place) -> Result<()> {
-    let Spot { file, at, .. } = &place.spot;
-    let rows = connection.query("SHOW BINARY LOGS").await?;
-    let size = rows.iter().find(|row| cell(row, 0) == file).map(|row| cell(row, 1).parse().unwrap_or(0_u64));
-    let first = rows.first().and_then(|row| FilePlace::new(cell(row, 0), 0));
-    let is_gone = size.is_none() && first.is_some_and(|first| GtidSet::Places(first).covers(&place.set));
-    let (code, what) = match size {
-        Some(size) if size >= *at => return Ok(()),
-        _ if is_gone => (&codes::PURGED, "the server has deleted binlog that was not read"),
-        _ => (&codes::SERVER_BEHIND, "the server lacks transactions that are published"),
-    };
-    let error = Error::new(code, what).at("file", file).at("place", at);
-    Err(error.hint("Connect to the server that has the file, or begin anew with `headwater reset`."))
 }
 
 /// What the server must be set to, and is not. Each comes with the exact statement.

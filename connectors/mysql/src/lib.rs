@@ -35,6 +35,7 @@ mod error;
 mod garbage;
 mod gate;
 mod gtid;
+mod history;
 mod inspect;
 mod keys;
 mod monitor;

@@ -1,16 +1,17 @@
 //! Where the stream stands, as text.
 //!
-//! `1;mysql;UUID:1-57;;1234;binlog.000003`: the transactions that are published, and behind which place of which file the last of
-//! them ended. The place is a hint for measuring lag only: files differ from server to server. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
+//! `1;mysql;UUID:1-57;;1234@1700000000#9f3a2b1c;binlog.000003`: the transactions that are published, and behind which place of which file
+//! the last of them ended, when that file was begun and on which server. Files differ from server to server: the place measures lag, and
+//! tells whether a server that is still the same has forgotten what it wrote. `1;mariadb;0-1-57;0-1-58+12034;1234;binlog.000003`
 //! adds that 12034 raw rows of transaction `0-1-58` are published too. `0-1-57|0-1-50` for the set says that what was prepared behind
-//! `0-1-50` must be read again. `1234@1700000000` says when the file was begun: a MariaDB server is told from others by that. The first number is the format's version.
+//! `0-1-50` must be read again. The first number is the format's version.
 //!
 //! Where MySQL gives transactions no names, `1;files;3:1234;;1234;binlog.000003` is a place in the files of one server, and a transaction is
 //! named by the place where it begins, `at-3:1234`.
 
 use std::fmt;
 
-use headwater_connector::{Error, Position, Result, codes};
+use headwater_connector::{Error, Identity, Position, Result, codes};
 
 use crate::gtid::{Gtid, GtidSet, number_of};
 
@@ -34,12 +35,20 @@ pub struct Spot {
     pub at: u64,
     /// When the file was begun, in seconds since 1970; 0 if that is not known.
     pub born: u32,
+    /// Whose file it is, see [`Spot::owner_of`]; 0 if that is not known.
+    pub owner: u32,
 }
 
 impl Spot {
     /// A place in a file of which nothing else is known.
     pub fn new(file: &str, at: u64) -> Self {
-        Self { file: file.to_owned(), at, born: 0 }
+        Self { file: file.to_owned(), at, born: 0, owner: 0 }
+    }
+
+    /// What a place has for the name of a server: two of one topology differ in it, as good as always.
+    pub fn owner_of(identity: &Identity) -> u32 {
+        let name = identity.get("server_uuid").or_else(|| identity.get("server_id")).unwrap_or_default();
+        crc32fast::hash(name.as_bytes())
     }
 }
 
@@ -121,6 +130,9 @@ impl fmt::Display for Place {
         if self.spot.born > 0 {
             write!(f, "@{}", self.spot.born)?;
         }
+        if self.spot.owner > 0 {
+            write!(f, "#{:08x}", self.spot.owner)?;
+        }
         write!(f, ";{}", self.spot.file)
     }
 }
@@ -160,10 +172,12 @@ fn parse(text: &str) -> Option<Place> {
         return None;
     }
     let at = parts.next()?;
+    let (at, owner) = at.split_once('#').unwrap_or((at, "0"));
+    let owner = u32::from_str_radix(owner, 16).ok()?;
     let (at, born) = at.split_once('@').unwrap_or((at, "0"));
     let at = number_of(at).filter(|_| !at.is_empty())?;
     let born = number_of(born).filter(|_| !born.is_empty())?.try_into().ok()?;
-    Some(Place { set, from, partial, spot: Spot { at, born, file: parts.next()?.to_owned() } })
+    Some(Place { set, from, partial, spot: Spot { at, born, owner, file: parts.next()?.to_owned() } })
 }
 
 #[cfg(test)]
@@ -181,6 +195,8 @@ mod tests {
             "1;mariadb;;;4;binlog.000001".to_owned(),
             "1;files;3:1234;at-3:1234+7;1234;binlog.000003".to_owned(),
             "1;mariadb;0-1-57,1-1-3|0-1-50;;4@1700000000;binlog.000001".to_owned(),
+            format!("1;mysql;{uuid}:1-57;;1234@1700000000#0f3a2b1c;binlog.000003"),
+            format!("1;mysql;{uuid}:1-57;;1234#9f3a2b1c;binlog.000003"),
         ] {
             assert_eq!(Place::from_position(&Position::new(text.clone())).unwrap().to_string(), text);
         }
@@ -207,6 +223,8 @@ mod tests {
             "1;mariadb;;0-1-1+;4;f",
             "1;mariadb;0-1-1|x;;4;f",
             "1;mariadb;;;4@;f",
+            "1;mariadb;;;4#;f",
+            "1;mariadb;;;4#x;f",
         ] {
             let error = Place::from_position(&Position::new(text)).unwrap_err();
             assert_eq!(error.code().id, codes::BAD_POSITION.id, "{text}");

@@ -23,7 +23,7 @@ use crate::{
     error::torn,
     monitor::{Quiet, StreamMonitor},
     omitted, payload,
-    position::{Mark, Place},
+    position::{Mark, Place, Spot},
     relation::{self, Table},
     statement::Name,
     stream::{Chunk, Stream},
@@ -89,6 +89,7 @@ impl MysqlSource {
         let Opening { identity, is_bound, place, stood, trail } = opening;
         let mut decoder = Decoder::new(place.clone(), is_bound, Arc::clone(&settings));
         decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&trail)), stood);
+        decoder.reads_from(Spot::owner_of(&identity));
         let drift = Drift::default();
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
         let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen, drift.clone()));

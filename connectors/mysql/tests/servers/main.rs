@@ -2,6 +2,7 @@
 
 mod chunks;
 mod events;
+mod failover;
 mod login;
 mod odd;
 mod omitted;

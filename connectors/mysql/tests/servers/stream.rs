@@ -1,6 +1,6 @@
 //! What the stream carries and what stops it, on both flavours.
 
-use headwater_connector::{Kind, Level, Position};
+use headwater_connector::{Kind, Level, Position, Start};
 use serde_json::json;
 
 use crate::support::{Flavour, Reader, Server, eventually, on_both, shared, start};
@@ -158,7 +158,43 @@ async fn history_that_is_gone_stops(flavour: Flavour) {
     assert_eq!((error.code().id, error.kind()), ("HW3013", Kind::Lost), "{error}");
     server.reset_binlog();
     let error = connector.open(&end.identity, &end.position).await.err().expect("what was published is not there");
-    assert_eq!((error.code().id, error.kind()), ("HW3014", Kind::Lost), "{error}");
+    assert_eq!((error.code().id, error.kind()), ("HW3048", Kind::Lost), "{error}");
+}
+
+/// After a reset the server counts from one on again. When it has come further than before, all that is published seems to be there.
+async fn a_reset_that_new_transactions_have_overrun_stops(flavour: Flavour) {
+    let server = Server::start(flavour, &[]);
+    let database = server.database();
+    server.sql(&format!("USE {database};\n{TABLE}"));
+    let connector = server.connector(&database, json!({}));
+    let insert = |ids: std::ops::Range<u32>| {
+        let rows: Vec<String> = ids.map(|id| format!(";\nINSERT INTO items VALUES ({id}, 'a')")).collect();
+        server.sql(&format!("USE {database}{}", rows.concat()));
+    };
+    for (before, after) in [(0, 0), (0, 3), (3, 0), (2, 2)] {
+        server.sql(&format!("DELETE FROM {database}.items"));
+        let flush = |times| (0..times).for_each(|_| drop(server.sql("FLUSH BINARY LOGS")));
+        flush(before);
+        let at = start(&*connector).await;
+        let mut reader = Reader::open(&*connector, &at).await;
+        insert(0..3);
+        reader.read(3).await;
+        let at = Start { identity: reader.source.identity().unwrap_or(&at.identity).clone(), position: reader.position.clone() };
+        drop(reader);
+        // Files are told from each other by the second in which they were begun.
+        let second = server.sql("SELECT unix_timestamp()");
+        eventually("the next second", || server.sql("SELECT unix_timestamp()") != second);
+        server.reset_binlog();
+        flush(after);
+        insert(10..50);
+        let error = match connector.open(&at.identity, &at.position).await {
+            Err(error) => error,
+            Ok(source) => Reader { source, lines: Vec::new(), position: at.position.clone() }.stops().await,
+        };
+        // MariaDB's servers do not say who they are, so that it may be another one too.
+        let wanted: &[&str] = if flavour == Flavour::Mysql { &["HW3048"] } else { &["HW3012", "HW3048"] };
+        assert!(wanted.contains(&error.code().id), "{before} files before the reset, {after} behind it: {error}");
+    }
 }
 
 /// A position that was cut in a transaction which this server does not have.
@@ -238,6 +274,7 @@ on_both! {
     a_row_without_all_columns_stops
     a_truncate_stops_or_is_an_event
     history_that_is_gone_stops
+    a_reset_that_new_transactions_have_overrun_stops
     the_rest_of_another_transaction_is_not_taken
     check_prints_what_mends_it
     the_same_replica_twice_stops_one
