@@ -42,6 +42,7 @@ pub mod position;
 pub mod quota;
 pub mod schema;
 pub mod secret;
+pub mod selection;
 pub mod sink;
 pub mod source;
 #[cfg(feature = "testkit")]
@@ -59,5 +60,6 @@ pub use position::{Identity, Position};
 pub use quota::{Quota, Verdict};
 pub use schema::{Column, Fingerprint, Schema, Type};
 pub use secret::Secret;
+pub use selection::{Names, Selection};
 pub use sink::{Sink, SinkRecord};
 pub use source::{Limits, Monitor, Retention, Source};

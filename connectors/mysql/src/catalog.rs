@@ -16,6 +16,8 @@ pub struct TableFacts {
     pub database: String,
     /// Table
     pub name: String,
+    /// Whether it keeps the rows of the past beside those of now; MariaDB only.
+    pub is_versioned: bool,
     /// In their order.
     pub columns: Vec<ColumnFacts>,
     /// The primary key's columns, else those of the first unique index over columns that are NOT NULL.
@@ -52,7 +54,8 @@ impl TableFacts {
 /// The tables that the options select.
 pub async fn selected(connection: &mut Connection, settings: &Settings) -> Result<Vec<TableFacts>> {
     let rows = connection
-        .query("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE' ORDER BY 1, 2")
+        .query("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') \
+             ORDER BY 1, 2")
         .await?;
     let mut tables = Vec::new();
     for row in rows {
@@ -69,11 +72,12 @@ pub async fn selected(connection: &mut Connection, settings: &Settings) -> Resul
 /// One table; none if it is not there.
 pub async fn table(connection: &mut Connection, database: &str, name: &str) -> Result<Option<TableFacts>> {
     let place = format!("TABLE_SCHEMA = {} AND TABLE_NAME = {}", literal(database), literal(name));
-    let rows = connection.query(&format!("SELECT TABLE_ROWS FROM information_schema.TABLES WHERE {place}")).await?;
+    let rows = connection.query(&format!("SELECT TABLE_ROWS, TABLE_TYPE FROM information_schema.TABLES WHERE {place}")).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let mut facts = TableFacts {
         database: database.to_owned(),
         name: name.to_owned(),
+        is_versioned: cell(row, 1) == "SYSTEM VERSIONED",
         estimated_rows: cell(row, 0).parse().ok(),
         ..TableFacts::default()
     };
@@ -81,7 +85,7 @@ pub async fn table(connection: &mut Connection, database: &str, name: &str) -> R
     let rows = connection
         .query(&format!(
             "SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH, NUMERIC_PRECISION, NUMERIC_SCALE, \
-             DATETIME_PRECISION, IS_NULLABLE, EXTRA FROM information_schema.COLUMNS WHERE {place} ORDER BY ORDINAL_POSITION"
+             DATETIME_PRECISION, IS_NULLABLE, EXTRA, COLLATION_NAME FROM information_schema.COLUMNS WHERE {place} ORDER BY ORDINAL_POSITION"
         ))
         .await?;
     let flavour = connection.flavour;
@@ -136,7 +140,8 @@ fn column(flavour: Flavour, row: &[Option<String>], documents: &[String]) -> Col
     let (name, data_type, full_type) = (cell(row, 0), cell(row, 1).to_ascii_lowercase(), cell(row, 2));
     let number = |at: usize| cell(row, at).parse::<u32>().unwrap_or(0);
     let (octets, precision, scale, digits) = (number(4), number(5), number(6), number(7) as u16);
-    let mut hint = if documents.iter().any(|document| document == name) { Hint::Json } else { Hint::Plain };
+    let is_document = cell(row, 10) == "utf8mb4_bin" && documents.iter().any(|document| document == name);
+    let mut hint = if is_document { Hint::Json } else { Hint::Plain };
     let (kind, meta) = match data_type.as_str() {
         "tinyint" => (field::TINY, 0),
         "smallint" => (field::SHORT, 0),

@@ -47,4 +47,5 @@ headwater_connector::codes! { "codes";
     OMITTED = "HW3043", Environment, "the server leaves changes out of its binlog";
     DIVERGED = "HW3047", Lost, "the server has another history than the published one";
     FORGOTTEN = "HW3048", Lost, "the server's binlog is not the one that was read";
+    TABLE_KIND = "HW3049", Config, "a table is of a kind that cannot be captured";
 }

@@ -1,6 +1,6 @@
 //! The options of a source, and what they mean.
 
-use headwater_connector::{BackfillOptions, Error, OptionFault, Secret, SourceContext};
+use headwater_connector::{BackfillOptions, Error, Names, OptionFault, Secret, Selection, SourceContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,8 +23,8 @@ pub struct Options {
     /// Password of the user.
     #[serde(default)]
     pub password: Option<Secret>,
-    /// Tables to read, as `database.table`; `*` stands for any characters.
-    pub tables: Tables,
+    /// Tables to read, as `database.table`; `*` stands for any characters, and what begins with `!` is left out.
+    pub tables: Names,
     /// The number under which the connector is a replica of the server; nobody else may have it. Default: made of `log.prefix` and the
     /// connector's name.
     #[serde(default)]
@@ -47,16 +47,6 @@ pub struct Options {
     /// Whether rows that are in a table already are read when it is captured for the first time, and how hard the server may be worked for it.
     #[serde(default)]
     pub backfill: BackfillOptions,
-}
-
-/// One name or a list of names.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Tables {
-    /// A list
-    Many(Vec<String>),
-    /// A single one
-    One(String),
 }
 
 /// See [`Options::on_truncate`].
@@ -88,8 +78,8 @@ pub enum ZeroDates {
 pub struct Settings {
     /// Where and how to connect.
     pub server: Server,
-    /// Patterns in the order of the config.
-    pub tables: Vec<Pattern>,
+    /// What is captured.
+    pub tables: Selection,
     /// Keys from the config, by `database.table`.
     pub keys: Vec<(String, Vec<String>)>,
     /// As a replica of the server.
@@ -111,61 +101,13 @@ pub struct Settings {
 impl Settings {
     /// Whether the options select a table.
     pub fn selects(&self, database: &str, table: &str) -> bool {
-        self.tables.iter().any(|pattern| pattern.matches(database, table))
+        self.tables.selects(database, table)
     }
 
     /// The key that the config asks for.
     pub fn key_of(&self, table: &str) -> Option<&[String]> {
         self.keys.iter().find(|(name, _)| name == table).map(|(_, columns)| columns.as_slice())
     }
-}
-
-/// A `database.table` pattern.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
-    /// As written.
-    pub text: String,
-    database: String,
-    table: String,
-}
-
-impl Pattern {
-    /// Whether a table is selected.
-    pub fn matches(&self, database: &str, table: &str) -> bool {
-        glob(self.database.as_bytes(), database.as_bytes()) && glob(self.table.as_bytes(), table.as_bytes())
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (database, table) = text.split_once('.')?;
-        let fine = !database.is_empty() && !table.is_empty();
-        fine.then(|| Self { text: text.into(), database: database.into(), table: table.into() })
-    }
-}
-
-/// `*` matches any bytes; everything else matches itself. Backtracks only to the last star, so it is never exponential.
-pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut at, mut seen, mut star) = (0, 0, None);
-    while seen < text.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, seen));
-                at += 1;
-            }
-            Some(byte) if *byte == text[seen] => {
-                at += 1;
-                seen += 1;
-            }
-            _ => match star {
-                Some((star_at, from)) => {
-                    star = Some((star_at, from + 1));
-                    at = star_at + 1;
-                    seen = from + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
 /// Resolves the options; all faults in one go.
@@ -177,7 +119,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
         }
     };
     let mut faults = Vec::new();
-    let tables = patterns(&options.tables, &mut faults);
+    let tables = selection(&options.tables, &mut faults);
     if options.server_id == Some(0) {
         faults.push(fault("server_id", "0 is no server id", "Use a number from 1 to 4294967295 that nobody else has."));
     }
@@ -185,9 +127,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
     if !(1 << 20..=1 << 30).contains(&max_event_bytes) {
         faults.push(fault("max_event_bytes", "the limit is out of range", "Use a number from 1048576 to 1073741824."));
     }
-    let selects =
-        |name: &str| name.split_once('.').is_some_and(|(database, table)| tables.iter().any(|one| one.matches(database, table)));
-    for (at, name) in options.backfill.unknown_first(selects) {
+    for (at, name) in options.backfill.unknown_first(|name| tables.selects_name(name)) {
         let hint = "Name a table that `tables` selects, as database.table.";
         faults.push(fault(format!("backfill.first[{at}]"), format!("{name:?} is not a captured table"), hint));
     }
@@ -223,26 +163,16 @@ pub fn fault(path: impl Into<String>, what: impl Into<String>, hint: impl Into<S
     OptionFault { path: path.into(), error: Error::new(&BAD_OPTION, what).hint(hint) }
 }
 
-fn patterns(tables: &Tables, faults: &mut Vec<OptionFault>) -> Vec<Pattern> {
-    let (texts, many) = match tables {
-        Tables::Many(texts) => (texts.as_slice(), true),
-        Tables::One(text) => (std::slice::from_ref(text), false),
-    };
-    if texts.is_empty() {
+fn selection(tables: &Names, faults: &mut Vec<OptionFault>) -> Selection {
+    let (selection, wrong) = Selection::parse(tables);
+    for (path, text) in &wrong {
+        let hint = format!("Write it as database.table, for example shop.{}.", text.trim_matches(['.', '!']));
+        faults.push(fault(path, format!("{text:?} is not database.table"), hint));
+    }
+    if selection.is_empty() && wrong.is_empty() {
         faults.push(fault("tables", "no table is named", "Name at least one table, for example shop.orders."));
     }
-    let mut found = Vec::new();
-    for (at, text) in texts.iter().enumerate() {
-        match Pattern::parse(text) {
-            Some(pattern) => found.push(pattern),
-            None => {
-                let path = if many { format!("tables[{at}]") } else { "tables".to_owned() };
-                let hint = format!("Write it as database.table, for example shop.{}.", text.trim_matches('.'));
-                faults.push(fault(path, format!("{text:?} is not database.table"), hint));
-            }
-        }
-    }
-    found
+    selection
 }
 
 #[cfg(test)]

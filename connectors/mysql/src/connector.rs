@@ -132,17 +132,16 @@ pub type Selected = (TableFacts, Table);
 pub async fn select(connection: &mut Connection, settings: &Settings) -> Result<(Vec<Selected>, Vec<Error>)> {
     let found = catalog::selected(connection, settings).await?;
     let mut faults = Vec::new();
-    for pattern in &settings.tables {
-        if !found.iter().any(|table| pattern.matches(&table.database, &table.name)) {
-            let user = literal(&settings.server.user);
-            faults.push(
-                Error::new(&codes::TABLE_MISSING, format!("{:?} matches no table that the user can see", pattern.text))
-                    .at("server", settings.server.endpoint())
-                    .hint(format!(
-                        "Correct the entry of `tables`, or run GRANT SELECT ON DATABASE.* TO {user}@'%'; with its database."
-                    )),
-            );
-        }
+    let names: Vec<(&str, &str)> = found.iter().map(|table| (table.database.as_str(), table.name.as_str())).collect();
+    for pattern in settings.tables.unmatched(&names) {
+        let user = literal(&settings.server.user);
+        faults.push(
+            Error::new(&codes::TABLE_MISSING, format!("{pattern:?} matches no table that the user can see"))
+                .at("server", settings.server.endpoint())
+                .hint(format!(
+                    "Correct the entry of `tables`, or run GRANT SELECT ON DATABASE.* TO {user}@'%'; with its database."
+                )),
+        );
     }
     let mut tables = Vec::new();
     for facts in found {

@@ -104,13 +104,41 @@ impl Tables {
 /// Whether the catalogue is needed to read a table: its key, or what its columns are.
 pub fn needs_catalog(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, name: &str) -> bool {
     let is_unclear = |column: &table_map::Column| types::is_ambiguous(column) || types::may_be_vector(column);
-    let is_ambiguous = flavour == Flavour::Mariadb && map.columns.iter().any(is_unclear);
-    is_ambiguous || (map.primary_key.is_none() && settings.key_of(name).is_none())
+    let is_mariadb = flavour == Flavour::Mariadb;
+    (is_mariadb && (map.columns.iter().any(is_unclear) || may_be_versioned(map)))
+        || (map.primary_key.is_none() && settings.key_of(name).is_none())
+}
+
+/// The columns of a MariaDB sequence, which is in the binlog as a table of one row.
+const SEQUENCE: [&str; 8] = [
+    "next_not_cached_value",
+    "minimum_value",
+    "maximum_value",
+    "start_value",
+    "increment",
+    "cache_size",
+    "cycle_option",
+    "cycle_count",
+];
+
+/// Whether it is a sequence, which a pattern selects by its name. A table that looks like one has no key, so it cannot be captured either.
+pub fn is_sequence(settings: &Settings, map: &TableMap<'_>, name: &str) -> bool {
+    let names = map.columns.iter().map(|column| column.name.as_deref().unwrap_or_default());
+    map.primary_key.is_none() && names.eq(SEQUENCE) && settings.key_of(name).is_none()
+}
+
+/// Whether the rows of the past may be among those of now: the end of a row's time is in the key then.
+fn may_be_versioned(map: &TableMap<'_>) -> bool {
+    let ends = |at: &usize| map.columns.get(*at).is_some_and(types::may_end_time);
+    map.primary_key.as_ref().is_some_and(|key| key.len() > 1 && key.last().is_some_and(ends))
 }
 
 /// Builds what decoding needs from the binlog's description, and from the catalogue only what the first lacks.
 pub fn shape(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, facts: Option<&TableFacts>) -> Result<Shape> {
     let name = format!("{}.{}", map.database, map.table);
+    if facts.is_some_and(|facts| facts.is_versioned) {
+        return Err(versioned(&name));
+    }
     let mut columns = Vec::with_capacity(map.columns.len());
     let mut codecs = Vec::with_capacity(map.columns.len());
     for column in &map.columns {
@@ -149,8 +177,18 @@ fn said(table: &str, name: &str, column: &table_map::Column, facts: Option<&Tabl
         )
         .at("table", table)
         .at("column", name)
-        .hint("Change the column back, and again when the connector has caught up; `headwater explain HW3024` has the steps.")),
+        .hint(format!(
+            "Change the column back until the connector has caught up, or leave the table out with {:?} in `tables`.",
+            format!("!{table}")
+        ))),
     }
+}
+
+fn versioned(table: &str) -> Error {
+    let left_out = format!("!{table}");
+    Error::new(&codes::TABLE_KIND, "a system-versioned table keeps the rows of the past beside those of now")
+        .at("table", table)
+        .hint(format!("Leave it out with {left_out:?} in `tables`, or run ALTER TABLE ... DROP SYSTEM VERSIONING;"))
 }
 
 fn no_metadata(table: &str) -> Error {
@@ -182,6 +220,9 @@ pub fn schema_now(settings: &Settings, facts: &TableFacts) -> Result<Schema> {
 /// The same, with how the columns are read.
 pub fn shape_now(settings: &Settings, facts: &TableFacts) -> Result<(Schema, Vec<Codec>)> {
     let table = facts.full_name();
+    if facts.is_versioned {
+        return Err(versioned(&table));
+    }
     let mut columns = Vec::with_capacity(facts.columns.len());
     let mut codecs = Vec::with_capacity(facts.columns.len());
     for ColumnFacts { column, hint } in &facts.columns {

@@ -241,6 +241,10 @@ impl MysqlSource {
     async fn describe(&mut self, body: &[u8]) -> Result<()> {
         let map = TableMap::parse(body).map_err(|_| torn("a table's description"))?;
         let name = format!("{}.{}", map.database, map.table);
+        if relation::is_sequence(&self.settings, &map, &name) {
+            self.decoder.tables.put(map.id, Table { name, fields: decoder::fields(&map), shape: None });
+            return Ok(());
+        }
         let needs_catalog = relation::needs_catalog(&self.settings, self.flavour, &map, &name);
         let known = self.decoder.tables.known(&name, map.raw).filter(|_| !needs_catalog);
         let shape = match known {

@@ -36,11 +36,15 @@ pub struct Resolved {
 /// Why a column cannot be read: a fragment that names its type.
 pub type Unknown = String;
 
+/// utf8mb4_bin, which MariaDB gives to columns of type JSON.
+const JSON_COLLATION: u64 = 46;
+
 /// Whether the catalogue has to say what the column is. Only MariaDB has such columns.
 pub fn is_ambiguous(column: &Column) -> bool {
     match column.field {
-        field::STRING => matches!(column.meta, 4 | 16) && !is_utf8(column),
-        field::BLOB => column.meta == 4 && is_utf8(column),
+        // INET4, UUID and INET6 are BINARY(4) and BINARY(16); JSON is LONGTEXT of this collation.
+        field::STRING => matches!(column.meta, 4 | 16) && is_binary(column),
+        field::BLOB => column.meta == 4 && column.collation == Some(JSON_COLLATION),
         _ => false,
     }
 }
@@ -50,12 +54,13 @@ pub fn may_be_vector(column: &Column) -> bool {
     column.field == field::VARCHAR && column.meta > 0 && column.meta.is_multiple_of(4) && is_binary(column)
 }
 
-fn is_binary(column: &Column) -> bool {
-    column.collation.and_then(Charset::of) == Some(Charset::Binary)
+/// Whether the column may say until when a row of a system-versioned table was true: by time or by transaction.
+pub fn may_end_time(column: &Column) -> bool {
+    matches!((column.field, column.meta), (field::TIMESTAMP2, 6)) || (column.field == field::LONGLONG && column.unsigned)
 }
 
-fn is_utf8(column: &Column) -> bool {
-    column.collation.and_then(Charset::of) == Some(Charset::Utf8)
+fn is_binary(column: &Column) -> bool {
+    column.collation.and_then(Charset::of) == Some(Charset::Binary)
 }
 
 /// What a column is, with what the catalogue says if [`is_ambiguous`].

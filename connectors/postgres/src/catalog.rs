@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use headwater_connector::{Error, Result, Type};
+use headwater_connector::{Error, Result, Selection, Type};
 
 use crate::{
-    config::{Pattern, Server, Settings},
+    config::{Server, Settings},
     connection::{Connection, Purpose, Rows, literal},
     decode::Codec,
     error::protocol,
@@ -162,9 +162,9 @@ impl Catalog {
     }
 
     /// The tables that match, without partitions of a table that matches too: their changes come under its name.
-    pub async fn tables(&mut self, patterns: &[Pattern]) -> Result<Vec<TableFacts>> {
+    pub async fn tables(&mut self, selection: &Selection) -> Result<Vec<TableFacts>> {
         let mut rows = self.query(&format!("{TABLES} ORDER BY 2, 3")).await?;
-        rows.retain(|row| patterns.iter().any(|pattern| pattern.matches(cell(row, 1), cell(row, 2))));
+        rows.retain(|row| selection.selects(cell(row, 1), cell(row, 2)));
         let selected: Vec<String> = rows.iter().map(|row| cell(row, 0).to_owned()).collect();
         rows.retain(|row| !cell(row, 8).split(',').any(|ancestor| selected.iter().any(|oid| oid == ancestor)));
         self.details(&rows).await

@@ -142,15 +142,14 @@ pub type Selected = (TableFacts, Table);
 pub async fn select(catalog: &mut Catalog, settings: &Settings) -> Result<(Vec<Selected>, Vec<Error>)> {
     let facts = catalog.tables(&settings.tables).await?;
     let mut faults = Vec::new();
-    for pattern in &settings.tables {
-        // A partition whose table is selected as well is covered by it and not listed.
-        if !facts.iter().any(|table| pattern.matches(&table.schema, &table.name)) {
-            faults.push(
-                Error::new(&codes::TABLE_MISSING, format!("{:?} matches no table", pattern.text))
-                    .at("server", settings.server.endpoint())
-                    .hint("Correct the entry of `tables`; it is written as schema.table, and * stands for any characters."),
-            );
-        }
+    // A partition whose table is selected as well is covered by it and not listed.
+    let names: Vec<(&str, &str)> = facts.iter().map(|table| (table.schema.as_str(), table.name.as_str())).collect();
+    for pattern in settings.tables.unmatched(&names) {
+        faults.push(
+            Error::new(&codes::TABLE_MISSING, format!("{pattern:?} matches no table"))
+                .at("server", settings.server.endpoint())
+                .hint("Correct the entry of `tables`; it is written as schema.table, and * stands for any characters."),
+        );
     }
     faults.extend(message::unsupported(settings, catalog.sql().await?.major_version()?));
     let mut tables = Vec::new();

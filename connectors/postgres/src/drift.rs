@@ -87,7 +87,7 @@ async fn uncaptured(catalog: &mut Catalog, settings: &Settings, tables: &[TableF
             known.join(",")
         ))
         .await?;
-    let selected = rows.iter().filter(|row| settings.tables.iter().any(|pattern| pattern.matches(cell(row, 0), cell(row, 1))));
+    let selected = rows.iter().filter(|row| settings.tables.selects(cell(row, 0), cell(row, 1)));
     Ok(selected
         .map(|row| Told {
             code: &codes::UNCAPTURED,

@@ -2,13 +2,9 @@
 
 use std::sync::Arc;
 
-use headwater_connector::{Batch, Before, Column, Error, Op, Schema, Type, Value};
+use headwater_connector::{Batch, Before, Column, Error, Op, Schema, Type, Value, selection::glob};
 
-use crate::{
-    codes,
-    config::{Settings, glob},
-    pgoutput::Logical,
-};
+use crate::{codes, config::Settings, pgoutput::Logical};
 
 /// What stands for the table's name.
 pub const TABLE: &str = "hw.message";

@@ -152,7 +152,7 @@ impl PostgresSource {
         if self.decoder.tables.knows(relation.id, raw) {
             return Ok(());
         }
-        let selected = self.settings.tables.iter().any(|pattern| pattern.matches(relation.schema, relation.name));
+        let selected = self.settings.tables.selects(relation.schema, relation.name);
         if selected && let Some(fault) = message::collision(&self.settings, &format!("{}.{}", relation.schema, relation.name)) {
             return Err(fault);
         }

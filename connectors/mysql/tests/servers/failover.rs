@@ -39,7 +39,8 @@ async fn a_server_that_lacks_something_is_told_from_one_that_went_another_way(fl
     old.reset_binlog();
     new.reset_binlog();
     let table = "CREATE TABLE shop.items (id int PRIMARY KEY, name text)";
-    let statements = ["CREATE DATABASE shop", table, "INSERT INTO shop.items VALUES (1, 'a')", "INSERT INTO shop.items VALUES (2, 'b')"];
+    let statements =
+        ["CREATE DATABASE shop", table, "INSERT INTO shop.items VALUES (1, 'a')", "INSERT INTO shop.items VALUES (2, 'b')"];
     statements[..2].iter().for_each(|sql| drop(old.sql(sql)));
     let connector = old.connector("shop", json!({}));
     let at = start(&*connector).await;

@@ -3,6 +3,7 @@
 mod chunks;
 mod events;
 mod failover;
+mod kinds;
 mod login;
 mod odd;
 mod omitted;

@@ -1,0 +1,157 @@
+//! Which tables a connector captures: names and patterns, and behind a `!` what is left out of them.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// One name or a list of names.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Names {
+    /// A list
+    Many(Vec<String>),
+    /// A single one
+    One(String),
+}
+
+/// A pattern of tables in two parts, as the source names them: `schema.table` or `database.table`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pattern {
+    text: String,
+    space: String,
+    table: String,
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Option<Self> {
+        let (space, table) = text.split_once('.')?;
+        let fine = !space.is_empty() && !table.is_empty();
+        fine.then(|| Self { text: text.into(), space: space.into(), table: table.into() })
+    }
+
+    fn matches(&self, space: &str, table: &str) -> bool {
+        glob(self.space.as_bytes(), space.as_bytes()) && glob(self.table.as_bytes(), table.as_bytes())
+    }
+}
+
+/// What the option `tables` selects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    taken: Vec<Pattern>,
+    left_out: Vec<Pattern>,
+}
+
+impl Selection {
+    /// Reads the option. What is not of two parts comes back as it is written, with its path in the options.
+    pub fn parse(tables: &Names) -> (Self, Vec<(String, String)>) {
+        let (texts, is_list) = match tables {
+            Names::Many(texts) => (texts.as_slice(), true),
+            Names::One(text) => (std::slice::from_ref(text), false),
+        };
+        let (mut selection, mut wrong) = (Self::default(), Vec::new());
+        for (at, text) in texts.iter().enumerate() {
+            let (list, name) = match text.strip_prefix('!') {
+                Some(name) => (&mut selection.left_out, name),
+                None => (&mut selection.taken, text.as_str()),
+            };
+            match Pattern::parse(name) {
+                Some(pattern) => list.push(pattern),
+                None => wrong.push((if is_list { format!("tables[{at}]") } else { "tables".to_owned() }, text.clone())),
+            }
+        }
+        (selection, wrong)
+    }
+
+    /// Whether nothing can ever be selected.
+    pub fn is_empty(&self) -> bool {
+        self.taken.is_empty()
+    }
+
+    /// Whether a table is selected.
+    pub fn selects(&self, space: &str, table: &str) -> bool {
+        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(space, table));
+        any(&self.taken) && !any(&self.left_out)
+    }
+
+    /// The same with the parts in one.
+    pub fn selects_name(&self, name: &str) -> bool {
+        name.split_once('.').is_some_and(|(space, table)| self.selects(space, table))
+    }
+
+    /// Patterns that select none of the tables.
+    pub fn unmatched<'a>(&'a self, tables: &[(&str, &str)]) -> Vec<&'a str> {
+        let is_unmatched = |pattern: &&Pattern| !tables.iter().any(|(space, table)| pattern.matches(space, table));
+        self.taken.iter().filter(is_unmatched).map(|pattern| pattern.text.as_str()).collect()
+    }
+
+    /// Tables that are named in full.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.taken.iter().map(|pattern| pattern.text.as_str()).filter(|text| !text.contains('*'))
+    }
+}
+
+/// `*` matches any bytes; everything else matches itself. Backtracks only to the last star, so it is never exponential.
+pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut seen, mut star) = (0, 0, None);
+    while seen < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(byte) if *byte == text[seen] => {
+                at += 1;
+                seen += 1;
+            }
+            _ => match star {
+                Some((star_at, from)) => {
+                    star = Some((star_at, from + 1));
+                    at = star_at + 1;
+                    seen = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selection(texts: &[&str]) -> Selection {
+        let (selection, wrong) = Selection::parse(&Names::Many(texts.iter().map(|text| (*text).to_owned()).collect()));
+        assert_eq!(wrong, []);
+        selection
+    }
+
+    #[test]
+    fn globs_match_whole_names() {
+        let matches = |pattern: &str, space: &str, table: &str| selection(&[pattern]).selects(space, table);
+        assert!(matches("public.customer_*", "public", "customer_x"));
+        assert!(matches("*.*", "a", "b.c"));
+        assert!(matches("public.a*b*c", "public", "a1b2b3c"));
+        assert!(!matches("public.customer_*", "public", "customers"));
+        assert!(!matches("public.orders", "public", "orders2"));
+        assert!(!matches("public.orders", "other", "orders"));
+    }
+
+    #[test]
+    fn what_is_left_out_is_left_out_wherever_it_stands() {
+        let all = selection(&["!shop._*_gho", "shop.*", "!shop.tmp"]);
+        assert!(all.selects("shop", "orders") && all.selects_name("shop.tmp2"));
+        assert!(!all.selects("shop", "tmp") && !all.selects("shop", "_orders_gho") && !all.selects("other", "orders"));
+        assert!(selection(&["!shop.tmp"]).is_empty());
+        assert_eq!(all.unmatched(&[("shop", "orders")]), [] as [&str; 0]);
+        assert_eq!(selection(&["a.b", "a.c*"]).unmatched(&[("a", "b")]), ["a.c*"]);
+    }
+
+    #[test]
+    fn what_has_not_two_parts_is_named_with_its_place() {
+        let texts = ["a.b", "orders", "!c", ".x"].map(str::to_owned).to_vec();
+        let (_, wrong) = Selection::parse(&Names::Many(texts));
+        let places: Vec<&str> = wrong.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(places, ["tables[1]", "tables[2]", "tables[3]"]);
+        assert_eq!(Selection::parse(&Names::One("x".to_owned())).1, [("tables".to_owned(), "x".to_owned())]);
+    }
+}
