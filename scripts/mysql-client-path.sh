@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # mysql-client-path.sh mariadb|mysql sql|binlog: prints the path of a client program of that server, for the benchmark: the one that runs
-# SQL, or the one that reads the binlog. It is beside the server that scripts/mysql-path.sh finds, on the PATH, or is fetched:
-# Debian's server package comes without MariaDB's.
+# SQL, or the one that reads the binlog.
+# mysql-client-path.sh mariadb keys:             prints the path of the plugin that has the keys of encrypted files, for a test.
+#
+# It is beside the server that scripts/mysql-path.sh finds, on the PATH, or is fetched: the package that has Debian's MariaDB server has none
+# of these.
 #
 # HEADWATER_CACHE  where downloads are kept (default: ~/.cache/headwater, for root /var/cache/headwater)
 set -euo pipefail
@@ -12,13 +15,15 @@ cache=${HEADWATER_CACHE:-$default_cache}
 case ${1:-}-${2:-} in
   mariadb-sql) name=mariadb package=mariadb-client-core ;;
   mariadb-binlog) name=mariadb-binlog package=mariadb-client ;;
+  mariadb-keys) name=file_key_management.so package=mariadb-server ;;
   mysql-sql) name=mysql package=mysql-client-core ;;
   mysql-binlog) name=mysqlbinlog package=mysql-client ;;
-  *) echo "usage: mysql-client-path.sh mariadb|mysql sql|binlog" >&2; exit 2 ;;
+  *) echo "usage: mysql-client-path.sh mariadb|mysql sql|binlog|keys" >&2; exit 2 ;;
 esac
 
 # MariaDB has programs under MySQL's names.
 fits() {
+  [[ $1 == *.so ]] && [ -e "$1" ] && return 0
   [ -x "$1" ] || return 1
   local text
   text=$("$1" --no-defaults --version) || return 1
@@ -27,7 +32,8 @@ fits() {
 
 found() {
   local file
-  for file in "$base/bin/$name" "$(command -v "$name" || true)" "$cache/$package/usr/bin/$name"; do
+  for file in "$base/bin/$name" "$base/lib/mysql/plugin/$name" "$base/lib/plugin/$name" "$(command -v "$name" || true)" \
+    "$cache/$package/usr/bin/$name" "$cache/$package/usr/lib/mysql/plugin/$name"; do
     if [ -n "$file" ] && fits "$file"; then printf '%s\n' "$file"; return 0; fi
   done
   return 1
@@ -48,5 +54,5 @@ base=$("$here/mysql-path.sh" "$1")
 if found; then exit 0; fi
 fetch || true
 if found; then exit 0; fi
-echo "mysql-client-path: no $name: install the package $package, or the server with its client programs" >&2
+echo "mysql-client-path: no $name: install the package $package, or the server with all that belongs to it" >&2
 exit 1

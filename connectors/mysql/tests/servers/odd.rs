@@ -102,6 +102,14 @@ async fn gaps_in_the_names_are_read_once_and_a_new_uuid_changes_nothing() {
     assert_eq!(*Reader::open(&*connector, &first).await.read(6).await, all);
 }
 
+/// MariaDB's plugin that has the keys of encrypted files.
+fn key_plugin() -> std::path::PathBuf {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/mysql-client-path.sh");
+    let output = std::process::Command::new(script).args(["mariadb", "keys"]).output().expect("the script runs");
+    assert!(output.status.success(), "no plugin: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().into()
+}
+
 /// M19: files that nobody can read without the server's key come in clear.
 async fn an_encrypted_binlog_is_read(flavour: Flavour) {
     let keys = tempfile::Builder::new().prefix("hw-keys-").tempdir().expect("a directory");
@@ -116,7 +124,10 @@ async fn an_encrypted_binlog_is_read(flavour: Flavour) {
         ],
         Flavour::Mariadb => {
             std::fs::write(&place, format!("1;{}\n", "5a".repeat(32))).expect("a key");
+            let plugin = key_plugin();
+            let directory = plugin.parent().expect("its directory").display();
             vec![
+                format!("--plugin-dir={directory}"),
                 "--plugin-load-add=file_key_management".to_owned(),
                 format!("--file-key-management-filename={place}"),
                 "--encrypt-binlog=ON".into(),
