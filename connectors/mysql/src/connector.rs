@@ -16,6 +16,7 @@ use crate::{
     check, codes,
     config::Settings,
     connection::{Connection, Flavour, literal},
+    drift::Drift,
     history, inspect, keys, omitted,
     position::{Mark, Place, Spot},
     reader::{self, Current, MysqlReader, Streamed},
@@ -40,12 +41,14 @@ pub struct MysqlConnector {
     settings: Arc<Settings>,
     /// For readers of rows.
     current: Current,
+    /// Across all streams.
+    drift: Drift,
 }
 
 impl MysqlConnector {
     /// Touches nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings), current: Current::default() }
+        Self { settings: Arc::new(settings), current: Current::default(), drift: Drift::default() }
     }
 
     async fn session(&self) -> Result<(Connection, Identity)> {
@@ -278,7 +281,7 @@ impl SourceConnector for MysqlConnector {
         let trail = Arc::new(Trail::new(spot.mark()));
         let streamed = Streamed { server, has_names: !place.is_of_files(), trail: Arc::clone(&trail) };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(streamed);
-        let opening = Opening { identity: found, is_bound, place, stood, trail };
+        let opening = Opening { identity: found, is_bound, place, stood, trail, drift: self.drift.clone() };
         Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, stream, opening)))
     }
 }

@@ -53,7 +53,7 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// Everything that was found since the source was opened.
+    /// Everything that was found since the daemon began.
     pub fn findings(&self) -> Vec<Error> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.iter().map(|((table, _), (code, what, hint))| Error::new(code, what).at("table", table).hint(hint)).collect()
@@ -83,13 +83,13 @@ impl Drift {
     }
 
     /// Whether it is time to ask for a table's foreign keys.
-    pub fn is_due(&mut self, table: &str) -> bool {
-        let now = Instant::now();
-        if self.asked.get(table).is_some_and(|asked| now.duration_since(*asked) < ASK_EVERY) {
-            return false;
-        }
-        self.asked.insert(table.to_owned(), now);
-        true
+    pub fn is_due(&self, table: &str) -> bool {
+        self.asked.get(table).is_none_or(|asked| asked.elapsed() >= ASK_EVERY)
+    }
+
+    /// They were asked for.
+    pub fn asked(&mut self, table: &str) {
+        self.asked.insert(table.to_owned(), Instant::now());
     }
 
     /// A table was opened without a row: if it has a foreign key that changes rows, the server may have changed some and not said so.

@@ -19,7 +19,7 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour},
     decoder::{self, Decoder, Event},
-    drift::Drift,
+    drift::{Drift, News},
     error::torn,
     monitor::{Quiet, StreamMonitor},
     omitted, payload,
@@ -38,6 +38,8 @@ const PROGRESS_BYTES: u64 = 16 << 20;
 /// How long the rest of a transaction is waited for beyond `max_wait` before it is cut. It was committed before the server sent
 /// its first byte, so only a sick connection or a huge share of rows that nobody selected makes it late.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A server that gives no answer about foreign keys is asked again after this.
+const JUDGE_AGAIN: Duration = Duration::from_secs(5);
 
 /// A compressed transaction, unpacked, of which some events are taken.
 struct Unpacked {
@@ -63,6 +65,8 @@ pub struct MysqlSource {
     failed: Option<Error>,
     quiet: watch::Sender<Quiet>,
     drift: Drift,
+    /// When to look again into what the server gave no answer to.
+    judge_at: Option<Instant>,
     monitor: Arc<StreamMonitor>,
     /// The last position handed out, and when.
     given: Place,
@@ -81,16 +85,17 @@ pub struct Opening {
     pub stood: Mark,
     /// Where readers of rows learn what was passed.
     pub trail: Arc<Trail>,
+    /// What was found before, by a stream that ended.
+    pub drift: Drift,
 }
 
 impl MysqlSource {
     /// Reads on where it was left.
     pub fn new(settings: Arc<Settings>, flavour: Flavour, stream: Stream, opening: Opening) -> Self {
-        let Opening { identity, is_bound, place, stood, trail } = opening;
+        let Opening { identity, is_bound, place, stood, trail, drift } = opening;
         let mut decoder = Decoder::new(place.clone(), is_bound, Arc::clone(&settings));
         decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&trail)), stood);
         decoder.reads_from(Spot::owner_of(&identity));
-        let drift = Drift::default();
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
         let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen, drift.clone()));
         Self {
@@ -107,6 +112,7 @@ impl MysqlSource {
             failed: None,
             quiet,
             drift,
+            judge_at: None,
             monitor,
             given: place,
             given_at: Instant::now(),
@@ -133,8 +139,9 @@ impl MysqlSource {
                         gathering.get_or_insert_with(|| Deadline::now() + limits.linger);
                     }
                     let is_full = batch.size_bytes() >= limits.max_bytes || batch.changes().len() >= limits.max_changes;
-                    // Irrelevant traffic must not keep the position back for ever.
-                    let is_late = batch.changes().is_empty() && Deadline::now() >= latest && self.progress_is_due();
+                    // Irrelevant traffic must keep neither changes nor the position back for ever.
+                    let has_news = !batch.changes().is_empty() || self.progress_is_due();
+                    let is_late = has_news && Deadline::now() >= latest;
                     if is_full || is_late {
                         return Ok(());
                     }
@@ -212,8 +219,8 @@ impl MysqlSource {
             Some(deadline) => deadline,
             None => latest,
         };
-        // With changes in hand, what has arrived already is taken along even if the time is up; the limits end that.
-        if (now < until || gathering.is_some())
+        // With changes in hand, what has arrived already is taken along even if nothing more was to be waited for.
+        if now < until.max(latest)
             && let Some(chunk) = self.stream.try_next()
         {
             self.chunk = Some(chunk?);
@@ -272,48 +279,56 @@ impl MysqlSource {
         Ok(())
     }
 
-    /// Looks into what the decoder noticed. A server that does not answer now is asked the next time.
+    /// Looks into what the decoder noticed. A server that does not answer now is asked again.
     async fn look_after(&mut self) {
-        let Some(news) = self.decoder.take_news() else { return };
-        news.dropped.iter().for_each(|table| self.drift.dropped(table));
-        for table in news.bare {
-            if self.drift.is_due(&table)
-                && let Ok(mut connection) = self.catalog().await
-                && self.drift.judge(&mut connection, &table).await.is_ok()
-            {
-                self.catalog = Some(connection);
-            }
-        }
-        if self.flavour == Flavour::Mariadb {
-            // It opens the other table in the binlog too, and that says more.
+        if self.judge_at.is_some_and(|at| at > Instant::now()) {
             return;
         }
-        for table in &news.deleted {
-            if self.drift.is_due(&format!("below {table}"))
-                && let Ok(mut connection) = self.catalog().await
-                && self.drift.judge_below(&mut connection, &self.settings, table).await.is_ok()
-            {
+        let Some(news) = self.decoder.take_news() else { return };
+        news.dropped.iter().for_each(|table| self.drift.dropped(table));
+        self.judge_at = None;
+        if let Err(error) = self.judge(&news).await {
+            tracing::warn!(code = error.code().id, "foreign keys could not be looked at: {}", error.what());
+            self.decoder.give_back(news);
+            self.judge_at = Some(Instant::now() + JUDGE_AGAIN);
+        }
+    }
+
+    async fn judge(&mut self, news: &News) -> Result<()> {
+        for table in &news.bare {
+            if self.drift.is_due(table) {
+                let mut connection = self.catalog().await?;
+                self.drift.judge(&mut connection, table).await?;
                 self.catalog = Some(connection);
+                self.drift.asked(table);
             }
         }
+        // MariaDB opens the other table in the binlog too, and that says more.
+        let parents = if self.flavour == Flavour::Mariadb { &[] } else { news.deleted.as_slice() };
+        for table in parents {
+            let below = format!("below {table}");
+            if self.drift.is_due(&below) {
+                let mut connection = self.catalog().await?;
+                self.drift.judge_below(&mut connection, &self.settings, table).await?;
+                self.catalog = Some(connection);
+                self.drift.asked(&below);
+            }
+        }
+        Ok(())
     }
 
+    /// A session for the catalogue. One that sat idle may have been ended by the server.
     async fn catalog(&mut self) -> Result<Connection> {
-        match self.catalog.take() {
-            Some(connection) => Ok(connection),
-            None => Connection::open(&self.settings.server).await,
+        if let Some(mut connection) = self.catalog.take()
+            && connection.value("SELECT 1").await.is_ok()
+        {
+            return Ok(connection);
         }
+        Connection::open(&self.settings.server).await
     }
 
-    /// A session that sat idle may have been ended by the server: one fresh try.
     async fn ask(&mut self, map: &TableMap<'_>) -> Result<Option<TableFacts>> {
-        if let Some(mut connection) = self.catalog.take()
-            && let Ok(facts) = relation::ask(&mut connection, map).await
-        {
-            self.catalog = Some(connection);
-            return Ok(facts);
-        }
-        let mut connection = Connection::open(&self.settings.server).await?;
+        let mut connection = self.catalog().await?;
         let facts = relation::ask(&mut connection, map).await?;
         self.catalog = Some(connection);
         Ok(facts)

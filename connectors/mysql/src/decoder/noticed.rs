@@ -12,6 +12,12 @@ impl Decoder {
         if self.news.is_empty() { None } else { Some(std::mem::take(&mut self.news)) }
     }
 
+    /// What could not be looked into comes again with the next news. Which tables are gone is known.
+    pub fn give_back(&mut self, news: News) {
+        news.bare.iter().for_each(|table| News::note(&mut self.news.bare, table));
+        news.deleted.iter().for_each(|table| News::note(&mut self.news.deleted, table));
+    }
+
     /// Rows of a table came; at the end of the statement those are left that it opened without changing a row. Their rows were perhaps
     /// changed by the storage engine alone.
     #[inline]
