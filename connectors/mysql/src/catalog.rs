@@ -281,6 +281,16 @@ pub fn cell(row: &[Option<String>], at: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_type_of_a_list_has_labels_or_none(text in "(enum\\()?['a,\\(\\)é]{0,30}") {
+            let found = super::labels(&text);
+            prop_assert!(found.iter().map(Vec::len).sum::<usize>() <= text.len());
+        }
+    }
+
     #[test]
     fn labels_are_taken_out_of_their_quotes() {
         let found = super::labels("enum('a','it''s','','x,y')");

@@ -78,6 +78,9 @@ fn moment(batch: &mut Batch, codec: &Codec, text: &str, zero: ZeroDates) -> Resu
         batch.push(Value::Text(text));
         return Ok(());
     }
+    if !text.is_ascii() {
+        return Err(Bad::Value);
+    }
     let (Some(year), Some(month), Some(day)) = (text.get(..4), text.get(5..7), text.get(8..10)) else { return Err(Bad::Value) };
     if year == "0000" || month == "00" || day == "00" {
         match zero {
@@ -179,6 +182,12 @@ mod tests {
     #[test]
     fn zerofill_is_not_part_of_a_number() {
         assert_eq!(["0012.50", "0000.05", "-0.05", "0", "000", "10"].map(decimal), ["12.50", "0.05", "-0.05", "0", "0", "10"]);
+    }
+
+    #[test]
+    fn a_date_with_letters_in_it_that_are_cut_apart_did_not_end_the_daemon() {
+        let mut batch = Batch::default();
+        assert_eq!(push(&mut batch, &Codec::Date, "2026-01-02¡".as_bytes(), ZeroDates::Text), Err(Bad::Value));
     }
 
     #[test]

@@ -17,7 +17,7 @@ headwater_connector::codes! { "codes";
     PURGED = "HW3013", Lost, "the server has deleted binlog that is needed";
     SERVER_BEHIND = "HW3014", Lost, "the server lacks transactions that are published";
     PARTIAL_MISMATCH = "HW3015", Lost, "the partly published transaction is not there";
-    STREAM_BEHIND = "HW3016", Bug, "the stream brings a transaction twice";
+    STREAM_BEHIND = "HW3016", Environment, "the stream brings a transaction twice";
     TRUNCATE_STOPPED = "HW3017", Data, "a table was truncated";
     PROTOCOL = "HW3018", Bug, "the server sent what cannot be decoded";
     UNKNOWN_EVENT = "HW3019", Environment, "the binlog holds an event that is not known";

@@ -361,3 +361,48 @@ pub fn ident(name: &str) -> String {
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    /// A session with a server that says this, whatever it is asked, and hangs up.
+    async fn answered(said: &[u8]) -> (Connection, tokio::io::DuplexStream) {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        theirs.write_all(said).await.expect("room");
+        theirs.shutdown().await.expect("an end");
+        (Connection::new(Box::new(ours)), theirs)
+    }
+
+    /// Messages in packets, the lengths of which are right as often as not.
+    fn said() -> impl Strategy<Value = Vec<u8>> {
+        let message = (prop_oneof![Just(None), any::<u8>().prop_map(Some)], vec(any::<u8>(), 0..40));
+        vec(message, 0..8).prop_map(|messages| {
+            let packet = |(claimed, body): &(Option<u8>, Vec<u8>)| {
+                let len = claimed.map_or(body.len() as u32, u32::from);
+                [&len.to_le_bytes()[..3], &[0], body].concat()
+            };
+            messages.iter().flat_map(packet).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_read_or_refused(said in prop_oneof![said(), vec(any::<u8>(), 0..200)]) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(async {
+                let (mut connection, _theirs) = answered(&said).await;
+                let _ = connection.try_query("SELECT 1").await;
+                let (mut connection, _theirs) = answered(&said).await;
+                let _ = connection.query_rows("SELECT 1", |row, columns| {
+                    let mut cursor = Cursor::new(row);
+                    (0..columns).try_for_each(|_| cell(&mut cursor).map(drop))
+                }).await;
+                let (mut connection, _theirs) = answered(&said).await;
+                let _ = connection.simple(21, &[]).await;
+            });
+        }
+    }
+}

@@ -358,7 +358,7 @@ impl Decoder {
         if is_published && !is_again && !fault::variant("resume-where-the-slot-stands") {
             return Err(Error::new(&codes::STREAM_BEHIND, "the server sent a transaction that is published")
                 .at("transaction", begin.gtid)
-                .hint("See `headwater explain HW3016`."));
+                .hint("On MariaDB run SET GLOBAL gtid_strict_mode = ON; then begin anew with `headwater reset`; see `headwater explain HW3016`."));
         }
         if let (Some(trail), Gtid::Maria(gtid)) = (&self.trail, begin.gtid) {
             trail.begin(gtid, At { at: self.begins_at, ..self.reading.mark() });

@@ -114,3 +114,19 @@ pub fn torn(what: &str) -> Error {
 pub fn lost(what: &str) -> Error {
     Error::new(&shared::CONNECTION_LOST, what).hint("Nothing needs to be done; the connector opens again at its checkpoint.")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_error_packet_is_read_or_refused(body: Vec<u8>) {
+            if let Ok(error) = ServerError::parse(&body) {
+                let text = error.into_error().to_string();
+                prop_assert!(!text.chars().any(char::is_control) && text.len() < 8 * MAX_TEXT);
+            }
+        }
+    }
+}

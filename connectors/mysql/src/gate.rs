@@ -65,6 +65,14 @@ fn owned(text: &str) -> Option<Vec<Gtid>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_of_names_is_read_or_refused(text in "([0-9a-f:#,-]|\\PC){0,60}") {
+            let _ = owned(&text);
+        }
+    }
 
     #[test]
     fn names_are_taken_out_of_what_sessions_hold() {

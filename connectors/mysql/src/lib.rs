@@ -17,6 +17,8 @@
 //! 6. `reader`, `keys`, `cells`, `snapshot`, `trail`, `gate`: rows that are there already, chunk by chunk.
 //! 7. `source`, `gtid`, `position`, `monitor`: batches, where they end, and how far the server is ahead.
 
+#[cfg(test)]
+mod arbitrary;
 mod binlog;
 mod catalog;
 mod cells;

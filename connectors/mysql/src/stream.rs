@@ -195,3 +195,64 @@ impl Task {
         self.sender.send(Ok(chunk)).await.map_err(|_| gone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    const MAX_EVENT: usize = 1000;
+
+    /// Everything that comes out of a stream of these bytes, which arrive in pieces of a size.
+    async fn events(said: Vec<u8>, piece: usize) -> Vec<Bytes> {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let writer = tokio::spawn(async move {
+            for part in said.chunks(piece) {
+                if theirs.write_all(part).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut stream = Stream::start(Box::new(ours), BytesMut::new(), Duration::from_secs(30), MAX_EVENT);
+        let mut found = Vec::new();
+        'all: while let Ok(mut chunk) = stream.next().await {
+            while let Some(event) = chunk.next_event() {
+                match event {
+                    Ok(event) => found.push(event),
+                    Err(_) => break 'all,
+                }
+            }
+        }
+        drop(stream);
+        let _ = writer.await;
+        found
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(work)
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_events_or_refused(said in vec(any::<u8>(), 0..300), piece in 1..40_usize) {
+            let found = run(events(said.clone(), piece));
+            prop_assert!(found.iter().map(Bytes::len).sum::<usize>() <= said.len());
+        }
+
+        #[test]
+        fn events_come_whole_however_they_arrive(bodies in vec(vec(any::<u8>(), 0..80), 1..10), piece in 1..200_usize) {
+            let packet = |body: &Vec<u8>| [&(body.len() as u32 + 1).to_le_bytes()[..3], &[0, 0], body].concat();
+            let found = run(events(bodies.iter().flat_map(packet).collect(), piece));
+            prop_assert_eq!(found, bodies);
+        }
+
+        #[test]
+        fn no_event_above_the_limit_comes(len in MAX_EVENT - 3..MAX_EVENT + 3) {
+            let body = vec![7; len - 1];
+            let found = run(events([&(len as u32).to_le_bytes()[..3], &[0, 0], &body].concat(), 64));
+            prop_assert_eq!(found.len(), usize::from(len <= MAX_EVENT));
+        }
+    }
+}

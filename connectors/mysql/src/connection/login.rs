@@ -244,6 +244,20 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_greeting_is_read_or_refused(mut body: Vec<u8>, is_ours: bool) {
+            if is_ours && let Some(first) = body.first_mut() {
+                *first = 10;
+            }
+            if let Ok(greeting) = Greeting::parse(&body) {
+                prop_assert!(greeting.scramble.len() <= body.len() && greeting.version.len() < 8 * body.len());
+                let _ = proof(&greeting.plugin, "secret", &greeting.scramble);
+            }
+        }
+    }
 
     #[test]
     fn a_proof_is_what_the_server_checks() {
