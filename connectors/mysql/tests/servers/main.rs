@@ -1,5 +1,6 @@
 //! Tests against real MariaDB and MySQL servers, one of each for the whole binary where that will do.
 
+mod bulk;
 mod chunks;
 mod events;
 mod failover;

@@ -147,7 +147,9 @@ impl Server {
                 "--binlog-row-image=FULL",
             ])
             .args(["--binlog-row-metadata=FULL", "--sync-binlog=0", "--innodb-flush-log-at-trx-commit=2"])
-            .args(["--innodb-buffer-pool-size=32M", "--skip-name-resolve", "--max-allowed-packet=64M"]);
+            .args(["--innodb-buffer-pool-size=32M", "--skip-name-resolve", "--max-allowed-packet=64M"])
+            // LOAD DATA may read any file that the server can.
+            .arg("--secure-file-priv=");
         match self.flavour {
             Flavour::Mariadb => command.args(["--gtid-strict-mode=ON", "--gtid-domain-id=0", "--skip-log-slave-updates"]),
             Flavour::Mysql => command.args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON", "--mysqlx=OFF"]),
