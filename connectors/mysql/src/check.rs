@@ -8,7 +8,7 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour, ident, literal},
     connector::{Selected, select},
-    inspect, omitted,
+    inspect, omitted, replica,
     server::SslMode,
     stops,
 };
@@ -45,6 +45,9 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
     }));
     found.extend(faults.into_iter().map(Finding::error));
     found.extend(omitted::faults(connection, &tables).await?.into_iter().map(Finding::error));
+    let replica = replica::look(connection).await?;
+    found.extend(replica::faults(connection, replica.as_ref()).await?.into_iter().map(Finding::error));
+    found.extend(replica::filtered(replica.as_ref()).map(Finding::warning));
     for cascade in cascades(connection, &tables).await? {
         found.push(if settings.accept_cascades { Finding::warning(cascade) } else { Finding::error(cascade) });
     }

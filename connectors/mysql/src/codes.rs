@@ -45,6 +45,7 @@ headwater_connector::codes! { "codes";
     GTID_SWITCHED = "HW3041", Environment, "the server's GTID mode was switched";
     DROPPED = "HW3042", Config, "a selected table was dropped";
     OMITTED = "HW3043", Environment, "the server leaves changes out of its binlog";
+    REPLICA = "HW3044", Environment, "the replica does not do as its source does";
     DIVERGED = "HW3047", Lost, "the server has another history than the published one";
     FORGOTTEN = "HW3048", Lost, "the server's binlog is not the one that was read";
     TABLE_KIND = "HW3049", Config, "a table is of a kind that cannot be captured";

@@ -20,7 +20,7 @@ use crate::{
     history, inspect, keys, omitted,
     position::{Mark, Place, Spot},
     reader::{self, Current, MysqlReader, Streamed},
-    relation,
+    relation, replica,
     source::{MysqlSource, Opening},
     stops,
     stream::Stream,
@@ -64,6 +64,8 @@ impl MysqlConnector {
         let (tables, more) = select(connection, &self.settings).await?;
         faults.extend(more);
         faults.extend(omitted::faults(connection, &tables).await?);
+        let replica = replica::look(connection).await?;
+        faults.extend(replica::faults(connection, replica.as_ref()).await?);
         if !self.settings.accept_cascades {
             faults.extend(check::cascades(connection, &tables).await?);
         }

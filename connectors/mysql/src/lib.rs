@@ -48,6 +48,7 @@ mod payload;
 mod position;
 mod reader;
 mod relation;
+mod replica;
 mod rows;
 mod server;
 mod session;

@@ -1,4 +1,4 @@
-//! What a server can be told to leave out of its binlog.
+//! What a server can be told to leave out of its binlog, and what rows a statement can reach. Of replicas, see [`replica`](crate::replica).
 
 use headwater_connector::{Error, Result};
 
@@ -34,28 +34,7 @@ pub async fn faults(connection: &mut Connection, tables: &[Selected]) -> Result<
             );
         }
     }
-    if is_silent_replica(connection).await? {
-        found.push(
-            Error::new(&codes::OMITTED, "the server is a replica that does not write what it gets to its own binlog")
-                .hint("Put log_slave_updates = ON into the server's configuration and restart it, or connect to its source."),
-        );
-    }
     Ok(found)
-}
-
-async fn is_silent_replica(connection: &mut Connection) -> Result<bool> {
-    // The newer word came with 8.0.26.
-    let logs =
-        connection.query("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('log_slave_updates', 'log_replica_updates')").await?;
-    if logs.iter().all(|row| cell(row, 1) != "OFF") {
-        return Ok(false);
-    }
-    let sql = match connection.flavour {
-        Flavour::Mariadb => "SHOW ALL SLAVES STATUS",
-        Flavour::Mysql if connection.version >= (8, 1) => "SHOW REPLICA STATUS",
-        Flavour::Mysql => "SHOW SLAVE STATUS",
-    };
-    Ok(connection.try_query(sql).await?.is_ok_and(|rows| !rows.is_empty()))
 }
 
 /// Whether a statement that changes rows of this table can change rows of others: it is a view, or has triggers. Of a temporary table

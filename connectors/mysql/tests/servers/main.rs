@@ -9,6 +9,7 @@ mod login;
 mod odd;
 mod omitted;
 mod packets;
+mod replicas;
 mod rogue;
 mod stream;
 mod suite;

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{Flavour, Reader, Server, on_both, start};
 
 /// What `check` has against the server, as text.
-async fn errors(connector: &dyn SourceConnector) -> String {
+pub async fn errors(connector: &dyn SourceConnector) -> String {
     let findings = connector.check().await.unwrap_or_else(|error| panic!("{error}"));
     let errors = findings.iter().filter(|finding| finding.level == Level::Error).filter_map(|finding| finding.error.as_ref());
     errors.map(ToString::to_string).collect::<Vec<_>>().join("\n")
