@@ -11,6 +11,7 @@ mod omitted;
 mod packets;
 mod replicas;
 mod rogue;
+mod statements;
 mod stream;
 mod suite;
 mod support;
