@@ -5,6 +5,7 @@
 pub mod servers;
 
 mod files;
+mod huge;
 mod rows;
 
 use servers::Server;

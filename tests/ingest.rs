@@ -1,7 +1,7 @@
 //! From committed rows to committed events, on the embedded log, read with `tail`.
 
 mod events;
-mod huge;
+pub mod huge;
 mod lives;
 mod messages;
 

@@ -39,7 +39,7 @@ fn peak_kib(daemon: &Daemon) -> u64 {
 }
 
 /// Each row is at its own place once: row n at offset n - 1, in one transaction; returns the count and the sum of the column.
-fn read(home: &Home) -> (u64, u64) {
+pub fn read(home: &Home) -> (u64, u64) {
     let (mut count, mut sum, mut transaction) = (0, 0, String::new());
     home.tail_each(TOPIC, |record| {
         assert_eq!(record.offset, count, "an offset is missing or repeated");
@@ -54,6 +54,29 @@ fn read(home: &Home) -> (u64, u64) {
     (count, sum)
 }
 
+/// Runs the daemon over one transaction of so many rows, and kills it so many times inside it; the peak of each of its lives.
+pub fn publish(home: &Home, rows: u64, kills: u64, write: impl FnOnce()) -> Vec<u64> {
+    let mut daemon = home.start();
+    daemon.wait_state("shop", "streaming");
+    write();
+    let mut peaks = Vec::new();
+    for kill in 1..=kills {
+        wait_committed(home, &mut daemon, rows * kill / 5);
+        peaks.push(peak_kib(&daemon));
+        daemon.kill9();
+        // A kill after the last slice would prove nothing.
+        assert!(!is_committed(home, rows - 1), "kill {kill} came when the whole transaction was published");
+        daemon = home.start();
+    }
+    wait_committed(home, &mut daemon, rows - 1);
+    daemon.wait_caught_up("shop");
+    peaks.push(peak_kib(&daemon));
+    assert_eq!(daemon.terminate(), Some(0), "an orderly stop");
+    println!("huge: {rows} rows in one transaction, {kills} kills inside it, VmHWM of the lives {peaks:?} KiB");
+    assert!(peaks.iter().all(|peak| *peak < MOST_KIB), "VmHWM of the lives: {peaks:?} KiB, at most {MOST_KIB}");
+    peaks
+}
+
 #[test]
 fn a_transaction_larger_than_memory_is_resumed_inside_after_kills() {
     let rows: u64 = std::env::var("HEADWATER_HUGE_ROWS").map_or(500_000, |rows| rows.parse().expect("a number of rows"));
@@ -63,25 +86,10 @@ fn a_transaction_larger_than_memory_is_resumed_inside_after_kills() {
     database.sql("CREATE TABLE public.narrow (id int PRIMARY KEY, n int NOT NULL)");
     let home = Home::new();
     home.shop(&database.url(), "public.narrow", "");
-    let mut daemon = home.start();
-    daemon.wait_state("shop", "streaming");
-    database.sql(&format!("INSERT INTO public.narrow SELECT n, hashint4(n) & 65535 FROM generate_series(1, {rows}) n"));
-    let mut peaks = Vec::new();
-    for kill in 1..=2 {
-        wait_committed(&home, &mut daemon, rows * kill / 5);
-        peaks.push(peak_kib(&daemon));
-        daemon.kill9();
-        // A kill after the last slice would prove nothing.
-        assert!(!is_committed(&home, rows - 1), "kill {kill} came when the whole transaction was published");
-        daemon = home.start();
-    }
-    wait_committed(&home, &mut daemon, rows - 1);
-    daemon.wait_caught_up("shop");
-    peaks.push(peak_kib(&daemon));
-    assert_eq!(daemon.terminate(), Some(0), "an orderly stop");
-    println!("huge: {rows} rows in one transaction, 2 kills inside it, VmHWM of the three lives {peaks:?} KiB");
+    publish(&home, rows, 2, || {
+        database.sql(&format!("INSERT INTO public.narrow SELECT n, hashint4(n) & 65535 FROM generate_series(1, {rows}) n"));
+    });
     let expected = database.rows("SELECT count(*), sum(n) FROM public.narrow").remove(0);
     let (count, sum) = read(&home);
     assert_eq!([count.to_string(), sum.to_string()], expected[..]);
-    assert!(peaks.iter().all(|peak| *peak < MOST_KIB), "VmHWM of the lives: {peaks:?} KiB, at most {MOST_KIB}");
 }
