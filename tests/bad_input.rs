@@ -4,7 +4,7 @@
 mod overlaps;
 mod server;
 mod slots;
-mod surroundings;
+pub mod surroundings;
 
 use crate::support::{
     daemon::{Home, Outcome},

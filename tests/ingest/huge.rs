@@ -32,7 +32,7 @@ fn wait_committed(home: &Home, daemon: &mut Daemon, offset: u64) {
 }
 
 /// The peak of resident memory of the daemon's life so far.
-fn peak_kib(daemon: &Daemon) -> u64 {
+pub fn peak_kib(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("a running daemon");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB")
