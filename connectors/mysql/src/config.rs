@@ -67,7 +67,7 @@ pub enum ZeroDates {
     /// It keeps the server's text, for example `0000-00-00`. Nothing is lost, and no table stops the stream that has served for years.
     #[default]
     Text,
-    /// It becomes NULL, and cannot be told from one any more.
+    /// It becomes NULL, and cannot be told from one any more. In the columns of a key the connector stops before it.
     Null,
     /// The connector stops before it.
     Stop,

@@ -54,6 +54,13 @@ pub enum Codec {
     Inet4,
 }
 
+impl Codec {
+    /// Whether its values have a day of the calendar, or none.
+    pub const fn has_dates(&self) -> bool {
+        matches!(self, Self::Date | Self::DateTime(_) | Self::Timestamp(_) | Self::OldDateTime | Self::OldTimestamp)
+    }
+}
+
 /// Why a value cannot be a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bad {

@@ -6,13 +6,13 @@ mod statements;
 
 use std::{borrow::Cow, sync::Arc};
 
-use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, fault};
+use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, Row, Schema, Value, fault};
 
 use self::prepared::Prepared;
 use crate::{
     binlog::{self, Bad, Begin, Checksum, Format, Header, kind},
     codes,
-    config::Settings,
+    config::{Settings, ZeroDates},
     drift::News,
     error::torn,
     gtid::{FilePlace, Gtid, GtidSet},
@@ -547,6 +547,7 @@ fn push_change(
     let zero = settings.zero_dates;
     let whole = *cursor;
     let first = rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?;
+    require_key(batch, &shape.schema, first, zero)?;
     match rows.action {
         Action::Insert => batch.push_change(Op::Insert, index, ordinal, Before::None, Some(first)),
         Action::Delete => batch.push_change(Op::Delete, index, ordinal, Before::Full(first), None),
@@ -555,8 +556,19 @@ fn push_change(
                 false => rows::push(batch, &table.fields, &shape.codecs, zero, cursor)?,
                 true => rows::push_partial(batch, &table.fields, &shape.codecs, zero, whole, cursor)?,
             };
+            require_key(batch, &shape.schema, after, zero)?;
             batch.push_change(Op::Update, index, ordinal, Before::Full(first), Some(after));
         }
     }
     Ok(())
+}
+
+/// A key has no NULL but where the policy made one of a date: then rows that differ would be one.
+#[inline]
+fn require_key(batch: &Batch, schema: &Schema, row: Row, zero: ZeroDates) -> Result<(), Fault> {
+    let is_null = |at: &&usize| batch.value(row, **at) == Value::Null;
+    match schema.key.iter().find(|at| zero == ZeroDates::Null && is_null(at)) {
+        Some(at) => Err(Fault::ZeroDate(*at)),
+        None => Ok(()),
+    }
 }

@@ -337,8 +337,11 @@ impl<'a> Rows<'a> {
                 self.batch.push(Value::Null);
                 continue;
             };
-            cells::push(self.batch, codec, raw, self.zero).map_err(|bad| self.bad(at, bad))?;
-            if let Some(place) = self.shape.schema.key.iter().position(|key| *key == at) {
+            let place = self.shape.schema.key.iter().position(|key| *key == at);
+            // No key becomes NULL: rows that differ would be one.
+            let zero = if place.is_some() && self.zero == ZeroDates::Null { ZeroDates::Stop } else { self.zero };
+            cells::push(self.batch, codec, raw, zero).map_err(|bad| self.bad(at, bad))?;
+            if let Some(place) = place {
                 self.last[place] = cells::cursor(codec, raw).ok_or_else(|| self.bad(at, Bad::Value))?;
             }
         }

@@ -7,7 +7,7 @@ use headwater_connector::{Column, Error, Result, Schema};
 use crate::{
     catalog::{self, ColumnFacts, TableFacts},
     codes,
-    config::Settings,
+    config::{Settings, ZeroDates},
     connection::{Connection, Flavour, ident},
     decode::Codec,
     table_map::{self, TableMap},
@@ -161,9 +161,22 @@ pub fn shape(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, facts: O
     };
     let key: Option<Vec<usize>> = names.iter().map(|name| columns.iter().position(|column| column.name == *name)).collect();
     match key.filter(|key| !key.is_empty()) {
-        Some(key) => Ok(Shape { schema: Arc::new(Schema { table: name, columns, key }), codecs }),
+        Some(key) => {
+            let columns = with_zero_dates(settings, columns, &codecs, &key);
+            Ok(Shape { schema: Arc::new(Schema { table: name, columns, key }), codecs })
+        }
         None => Err(no_key(&name, "the table has no key, or not the one that the config names")),
     }
+}
+
+/// The columns as events have them. By the policy a date of no calendar can become NULL where the table has none, though never in a key.
+fn with_zero_dates(settings: &Settings, mut columns: Vec<Column>, codecs: &[Codec], key: &[usize]) -> Vec<Column> {
+    if settings.zero_dates == ZeroDates::Null {
+        for (at, (column, codec)) in columns.iter_mut().zip(codecs).enumerate() {
+            column.nullable |= codec.has_dates() && !key.contains(&at);
+        }
+    }
+    columns
 }
 
 /// What the catalogue says of a column that the binlog cannot tell. A table that is gone or looks otherwise by now says nothing.
@@ -253,7 +266,8 @@ pub fn shape_now(settings: &Settings, facts: &TableFacts) -> Result<(Schema, Vec
     if names.is_empty() {
         return Err(no_key(&table, "the table has no primary key"));
     }
-    let key = names.iter().filter_map(|name| columns.iter().position(|column| column.name == *name)).collect();
+    let key: Vec<usize> = names.iter().filter_map(|name| columns.iter().position(|column| column.name == *name)).collect();
+    let columns = with_zero_dates(settings, columns, &codecs, &key);
     Ok((Schema { table, columns, key }, codecs))
 }
 

@@ -144,7 +144,9 @@ pub fn zero_date(table: &str, column: &str, transaction: &str) -> Error {
         .at("table", table)
         .at("column", column)
         .at("transaction", transaction)
-        .hint("Set `zero_dates: text` or `zero_dates: null`, or correct the row and restart the connector.")
+        .hint(
+            "Set `zero_dates: text`, or `zero_dates: null` where it is in no key, or correct the row and restart the connector.",
+        )
 }
 
 /// The rest of a cut transaction does not come.

@@ -17,3 +17,4 @@ mod suite;
 mod support;
 mod tags;
 mod types;
+mod values;

@@ -107,9 +107,9 @@ async fn every_row_of_the_table_holds(flavour: Flavour) {
 }
 
 /// The rows of tables as the stream brought them, by table: their schema, and every cell.
-type Images = BTreeMap<String, Vec<(Schema, Vec<String>)>>;
+pub type Images = BTreeMap<String, Vec<(Schema, Vec<String>)>>;
 
-fn gather(batch: &Batch, images: &mut Images) {
+pub fn gather(batch: &Batch, images: &mut Images) {
     for change in batch.changes() {
         let schema = &*batch.schemas()[change.schema as usize];
         let cells = batch.values(change.after.expect("a row")).map(|value| format!("{value:?}")).collect();
