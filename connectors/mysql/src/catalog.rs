@@ -142,6 +142,7 @@ fn column(flavour: Flavour, row: &[Option<String>], documents: &[String]) -> Col
     let (octets, precision, scale, digits) = (number(4), number(5), number(6), number(7) as u16);
     let is_document = cell(row, 10) == "utf8mb4_bin" && documents.iter().any(|document| document == name);
     let mut hint = if is_document { Hint::Json } else { Hint::Plain };
+    let is_old = full_type.contains("/* mariadb-5.3 */");
     let (kind, meta) = match data_type.as_str() {
         "tinyint" => (field::TINY, 0),
         "smallint" => (field::SHORT, 0),
@@ -154,6 +155,9 @@ fn column(flavour: Flavour, row: &[Option<String>], documents: &[String]) -> Col
         "bit" => (field::BIT, ((precision / 8) as u16) << 8 | (precision % 8) as u16),
         "year" => (field::YEAR, 0),
         "date" => (field::DATE, 0),
+        "time" if is_old => (field::TIME, digits),
+        "datetime" if is_old => (field::DATETIME, digits),
+        "timestamp" if is_old => (field::TIMESTAMP, digits),
         "time" => (field::TIME2, digits),
         "datetime" => (field::DATETIME2, digits),
         "timestamp" => (field::TIMESTAMP2, digits),

@@ -103,7 +103,9 @@ impl Tables {
 
 /// Whether the catalogue is needed to read a table: its key, or what its columns are.
 pub fn needs_catalog(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, name: &str) -> bool {
-    let is_unclear = |column: &table_map::Column| types::is_ambiguous(column) || types::may_be_vector(column);
+    let is_unclear = |column: &table_map::Column| {
+        types::is_ambiguous(column) || types::may_be_vector(column) || types::may_lack_digits(column)
+    };
     let is_mariadb = flavour == Flavour::Mariadb;
     (is_mariadb && (map.columns.iter().any(is_unclear) || may_be_versioned(map)))
         || (map.primary_key.is_none() && settings.key_of(name).is_none())
@@ -144,8 +146,14 @@ pub fn shape(settings: &Settings, flavour: Flavour, map: &TableMap<'_>, facts: O
     for column in &map.columns {
         let Some(column_name) = &column.name else { return Err(no_metadata(&name)) };
         let mut hint = Hint::Plain;
+        let now = facts.and_then(|facts| facts.column(column_name));
+        // Read without its digits, a row would be taken for others.
+        let has_digits = now.is_some_and(|now| types::digits(&now.column) > 0);
+        if types::may_lack_digits(column) && has_digits {
+            return Err(unknown_type(&name, column_name, types::OLD_FRACTION));
+        }
         let is_vector = |now: &ColumnFacts| now.hint == Hint::Vector && types::may_be_vector(column);
-        let is_vector = facts.and_then(|facts| facts.column(column_name)).is_some_and(is_vector);
+        let is_vector = now.is_some_and(is_vector);
         if flavour == Flavour::Mariadb && (is_vector || types::is_ambiguous(column)) {
             hint = said(&name, column_name, column, facts)?;
         }

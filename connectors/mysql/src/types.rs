@@ -68,7 +68,7 @@ pub fn resolve(column: &Column, hint: Hint) -> Result<Resolved, Unknown> {
     match column.field {
         field::TINY | field::SHORT | field::INT24 | field::LONG | field::LONGLONG => Ok(integer(column)),
         field::FLOAT | field::DOUBLE | field::NEWDECIMAL | field::YEAR | field::BIT => number(column),
-        field::DATE | field::NEWDATE | field::TIME | field::DATETIME | field::TIMESTAMP => Ok(old_temporal(column.field)),
+        field::DATE | field::NEWDATE | field::TIME | field::DATETIME | field::TIMESTAMP => old_temporal(column),
         field::TIME2 | field::DATETIME2 | field::TIMESTAMP2 => temporal(column),
         field::VARCHAR | field::VAR_STRING | field::STRING | field::BLOB => text(column, hint),
         field::ENUM | field::SET => list(column),
@@ -122,13 +122,30 @@ fn number(column: &Column) -> Result<Resolved, Unknown> {
 }
 
 /// As tables have them that were made before 5.6, and MariaDB's with `mysql56_temporal_format` off.
-fn old_temporal(kind: u8) -> Resolved {
-    match kind {
+fn old_temporal(column: &Column) -> Result<Resolved, Unknown> {
+    if column.meta > 0 {
+        return Err(OLD_FRACTION.to_owned());
+    }
+    Ok(match column.field {
         field::TIME => resolved(Type::Time { digits: 0 }, "time", Codec::OldTime),
         field::DATETIME => resolved(Type::Timestamp { digits: 0 }, "datetime", Codec::OldDateTime),
         field::TIMESTAMP => resolved(Type::TimestampTz { digits: 0 }, "timestamp", Codec::OldTimestamp),
         _ => resolved(Type::Date, "date", Codec::Date),
-    }
+    })
+}
+
+/// The binlog does not say how many digits there are, and so how many bytes.
+pub const OLD_FRACTION: &str = "a time with a fraction, kept as before MariaDB 10.1";
+
+/// Whether the binlog may lack the digits of a column, of which the catalogue knows.
+pub fn may_lack_digits(column: &Column) -> bool {
+    matches!(column.field, field::TIME | field::DATETIME | field::TIMESTAMP)
+}
+
+/// How many digits of a second the catalogue says that a column has.
+pub fn digits(column: &Column) -> u16 {
+    let has_digits = may_lack_digits(column) || matches!(column.field, field::TIME2 | field::DATETIME2 | field::TIMESTAMP2);
+    if has_digits { column.meta } else { 0 }
 }
 
 fn temporal(column: &Column) -> Result<Resolved, Unknown> {

@@ -139,8 +139,147 @@ async fn times_go_to_their_ends(flavour: Flavour) {
     assert_eq!(table.join("\n"), server.sql(&format!("SELECT * FROM {database}.items ORDER BY id")));
 }
 
+/// The rules of a zone around the two nights of 2026, as the server's own tables have them: when, and which offset holds from then on.
+const BERLIN: [(&str, &str); 2] = [("2026-03-29 01:00:00", "+02:00"), ("2026-10-25 01:00:00", "+01:00")];
+
+/// Teaches the server the zone. It has no zones from the start, and this is none of the data.
+fn teach_berlin(server: &Server) {
+    let mut sql = "SET sql_log_bin = 0;\nUSE mysql;\nINSERT INTO time_zone VALUES (1, 'N');\n\
+         INSERT INTO time_zone_name VALUES ('Europe/Berlin', 1);\n\
+         INSERT INTO time_zone_transition_type VALUES (1, 0, 3600, 0, 'CET'), (1, 1, 7200, 1, 'CEST')"
+        .to_owned();
+    for (when, offset) in BERLIN {
+        sql.push_str(&format!(
+            ";\nINSERT INTO time_zone_transition VALUES (1, unix_timestamp('{when}'), {})",
+            u8::from(offset == "+02:00")
+        ));
+    }
+    server.sql(&sql);
+}
+
+/// Sessions of several zones write the hours that are there twice, or not at all, while the server's own zone is changed.
+async fn moments_are_the_same_in_every_zone(flavour: Flavour) {
+    let server = Server::start(flavour, &[]);
+    teach_berlin(&server);
+    let database = server.database();
+    server.sql(&format!(
+        "CREATE TABLE {database}.items (id int PRIMARY KEY, t timestamp NULL, f timestamp(6) NULL, d datetime(6))"
+    ));
+    let connector = server.connector(&database, json!({}));
+    let first = start(&*connector).await;
+    let rows = [
+        // The hour that comes twice, by its two offsets; by name it is one of the two.
+        ("+02:00", "2026-10-25 02:30:00.000001", Some("2026-10-25T00:30:00")),
+        ("+01:00", "2026-10-25 02:30:00.000001", Some("2026-10-25T01:30:00")),
+        ("Europe/Berlin", "2026-10-25 02:30:00.000001", None),
+        ("Europe/Berlin", "2026-10-25 01:59:59.000001", Some("2026-10-24T23:59:59")),
+        ("Europe/Berlin", "2026-10-25 03:00:00.000001", Some("2026-10-25T02:00:00")),
+        // The hour that is left out.
+        ("Europe/Berlin", "2026-03-29 01:59:59.000001", Some("2026-03-29T00:59:59")),
+        ("Europe/Berlin", "2026-03-29 02:30:00.000001", Some("2026-03-29T01:00:00")),
+        ("Europe/Berlin", "2026-03-29 03:00:00.000001", Some("2026-03-29T01:00:00")),
+        ("-12:00", "2026-12-31 23:59:59.000001", Some("2027-01-01T11:59:59")),
+        ("+13:00", "2027-01-01 00:59:59.000001", Some("2026-12-31T11:59:59")),
+        ("+00:00", "1970-01-01 00:00:01.000001", Some("1970-01-01T00:00:01")),
+        ("+13:00", "1970-01-01 13:00:01.000001", Some("1970-01-01T00:00:01")),
+        ("+00:00", "2038-01-19 03:14:07.000001", Some("2038-01-19T03:14:07")),
+        ("-12:00", "2038-01-18 15:14:07.000001", Some("2038-01-19T03:14:07")),
+    ];
+    for (id, (zone, text, _)) in rows.iter().enumerate() {
+        let own = ["-12:00", "Europe/Berlin", "+13:00", "SYSTEM"][id % 4];
+        let (whole, _) = text.split_once('.').expect("a fraction");
+        server.sql(&format!("SET GLOBAL time_zone = '{own}'"));
+        server.sql(&format!("USE {database};\nSET sql_mode = '', time_zone = '{zone}';\nINSERT INTO items VALUES ({id}, '{whole}', '{text}', '{text}')"));
+    }
+    let found = read_both_ways(&*connector, &first, rows.len()).await;
+    for ((id, (zone, text, utc)), row) in (0..).zip(rows).zip(found) {
+        let said = server.sql(&format!("SELECT date_format(t, '%Y-%m-%dT%H:%i:%s') FROM {database}.items WHERE id = {id}"));
+        assert_eq!(said, utc.unwrap_or(&said), "what the server has of {text} in {zone}");
+        assert_eq!(
+            row,
+            [id.to_string(), format!("{said}Z"), format!("{said}.000001Z"), text.replace(' ', "T")],
+            "{text} in {zone}"
+        );
+    }
+}
+
+/// The end of the servers' time: 2106 where seconds are counted without a sign, 2038 elsewhere.
+async fn moments_go_to_their_end(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("CREATE TABLE {database}.items (id int PRIMARY KEY, t timestamp(6) NULL)"));
+    let connector = server.connector(&database, json!({}));
+    let first = start(&*connector).await;
+    let is_long = flavour == Flavour::Mariadb && server.version() >= (11, 5);
+    let texts = ["2038-01-19 03:14:08", "2040-02-29 12:00:00.5", "2100-02-28 23:59:59.999999", "2106-02-07 06:28:15.999999"];
+    let mut taken = vec!["2038-01-19 03:14:07.000000".to_owned()];
+    let insert = |id: usize, text: &str| {
+        server
+            .try_sql(&format!("USE {database};\nSET sql_mode = 'STRICT_ALL_TABLES';\nINSERT INTO items VALUES ({id}, '{text}')"))
+    };
+    insert(0, &taken[0]).expect("it is in both");
+    for (id, text) in (1..).zip(texts) {
+        assert_eq!(insert(id, text).is_ok(), is_long, "{text}");
+        if is_long {
+            taken.push(format!("{:0<26}", if text.contains('.') { text.to_owned() } else { format!("{text}.") }));
+        }
+    }
+    let found = read_both_ways(&*connector, &first, taken.len()).await;
+    for (text, row) in taken.iter().zip(found) {
+        assert_eq!(row[1], format!("{}Z", text.replace(' ', "T")));
+    }
+}
+
+/// As they were kept before MariaDB 10.1 and MySQL 5.6, with and without a fraction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_in_the_old_form_are_read_or_refused() {
+    let server = Server::start(Flavour::Mariadb, &["--mysql56-temporal-format=OFF"]);
+    let database = server.database();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE items (id int PRIMARY KEY, a time, b datetime, c timestamp NULL, d date, tail int unsigned)"
+    ));
+    let connector = server.connector(&database, json!({}));
+    let first = start(&*connector).await;
+    server.sql(&format!(
+        "USE {database};\nSET sql_mode = '';\n\
+         INSERT INTO items VALUES (1, '-838:59:59', '9999-12-31 23:59:59', '2038-01-19 03:14:07', '2026-01-02', 4000000000),\
+         (2, '-00:00:01', '2024-00-10 01:02:03', '0000-00-00 00:00:00', '0000-00-00', 4000000000)"
+    ));
+    let rows = read_both_ways(&*connector, &first, 2).await;
+    assert_eq!(rows[0].join(","), "1,-838:59:59,9999-12-31T23:59:59,2038-01-19T03:14:07Z,2026-01-02,4000000000");
+    assert_eq!(rows[1].join(","), "2,-00:00:01,2024-00-10 01:02:03,0000-00-00 00:00:00,0000-00-00,4000000000");
+    // The binlog does not say how long these are: rows of them could be taken for other rows.
+    for column in ["time(6)", "datetime(3)", "timestamp(1) NULL"] {
+        let database = server.database();
+        let create =
+            |name: &str, column: &str| server.sql(&format!("CREATE TABLE {database}.{name} (id int PRIMARY KEY, v {column})"));
+        create("fine", "int");
+        let connector = server.connector(&database, json!({}));
+        let first = start(&*connector).await;
+        create("items", column);
+        let rows: Vec<String> = (0..8).map(|id| format!("({id}, 0)")).collect();
+        server.sql(&format!(
+            "USE {database};\nSET sql_mode = '';\nINSERT INTO fine VALUES (1, 1);\nINSERT INTO items VALUES {}",
+            rows.join(",")
+        ));
+        let mut reader = Reader::open(&*connector, &first).await;
+        let error = reader.stops().await;
+        assert_eq!((error.code().id, &*reader.lines), ("HW3023", &["Insert fine 1,1".to_owned()][..]), "{column}: {error}");
+        // Also where new columns are of the new form.
+        server.sql("SET GLOBAL mysql56_temporal_format = ON");
+        assert_eq!(connector.prepare().await.expect_err("it cannot be read").code().id, "HW3023", "{column}");
+        server.sql(&format!("ALTER TABLE {database}.items MODIFY v {column}"));
+        connector.prepare().await.unwrap_or_else(|error| panic!("{column}: {error}"));
+        // What was written before is as it was.
+        assert_eq!(Reader::open(&*connector, &first).await.stops().await.code().id, "HW3023", "{column}");
+        server.sql("SET GLOBAL mysql56_temporal_format = OFF");
+    }
+}
+
 on_both! {
     a_date_of_no_calendar_is_what_the_policy_says
     a_key_of_no_calendar_never_becomes_null
     times_go_to_their_ends
+    moments_are_the_same_in_every_zone
+    moments_go_to_their_end
 }
