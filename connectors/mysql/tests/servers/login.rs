@@ -1,8 +1,15 @@
 //! Who must prove what at the login, and how.
 
+use std::path::Path;
+
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use crate::support::{Flavour, Server, on_both, shared};
+use serde_json::json;
+
+use crate::support::{Flavour, Reader, Server, on_both, shared, start};
+
+/// A year in which no test runs.
+const NEVER: i32 = 4000;
 
 /// Logs in with a user of the name and password; the code of what refuses it.
 async fn log_in(server: &Server, host: &str, user: &str, parameters: &str) -> Result<Option<String>, String> {
@@ -13,15 +20,16 @@ async fn log_in(server: &Server, host: &str, user: &str, parameters: &str) -> Re
     Ok(rows[0][1].clone().filter(|cipher| !cipher.is_empty()))
 }
 
-/// An authority, and what it signed for a name: certificate and key.
-fn authority(name: &str) -> (String, String, String) {
+/// An authority, and what it signed for a name until a year: certificate and key.
+fn authority(name: &str, until: i32) -> (String, String, String) {
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().expect("a key");
     let root = params.self_signed(&key).expect("a certificate").pem();
     let issuer = Issuer::new(params, key);
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
     let cert = params.signed_by(&key, &issuer).expect("a certificate").pem();
     (root, cert, key.serialize_pem())
 }
@@ -34,8 +42,8 @@ async fn tls_is_verified_as_the_mode_says(flavour: Flavour) {
         std::fs::write(&path, text).expect("a file");
         path.display().to_string()
     };
-    let (root, cert, key) = authority("localhost");
-    let (root, other) = (file("root.pem", &root), file("other.pem", &authority("localhost").0));
+    let (root, cert, key) = authority("localhost", NEVER);
+    let (root, other) = (file("root.pem", &root), file("other.pem", &authority("localhost", NEVER).0));
     let options = [
         format!("--ssl-cert={}", file("cert.pem", &cert)),
         format!("--ssl-key={}", file("key.pem", &key)),
@@ -67,6 +75,37 @@ async fn tls_is_verified_as_the_mode_says(flavour: Flavour) {
         }
     }
     assert_eq!(log_in(&server, "127.0.0.1", "me", "sslmode=disable").await, Err("HW3000".to_owned()), "the user requires it");
+    certificates_change_while_a_connector_reads(&server, directory.path()).await;
+}
+
+/// N2: an open connection outlives its certificate, the next one does not, and files are read again for each.
+async fn certificates_change_while_a_connector_reads(server: &Server, directory: &Path) {
+    let put = |name: &str, text: &str| std::fs::write(directory.join(name), text).expect("a file");
+    let root = directory.join("root.pem").display().to_string();
+    server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY)");
+    let url = format!("mysql://hw:secret@localhost:{}/?sslmode=verify-full&sslrootcert={root}", server.port);
+    let connector = server.connector("shop", json!({ "url": url }));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    let mut count = 0;
+    for (until, is_fine) in [(2020, false), (NEVER, true)] {
+        let (root, cert, key) = authority("localhost", until);
+        for (name, text) in [("root.pem", root), ("cert.pem", cert), ("key.pem", key)] {
+            put(name, &text);
+        }
+        server.sql(if server.flavour == Flavour::Mysql { "ALTER INSTANCE RELOAD TLS" } else { "FLUSH SSL" });
+        count += 1;
+        server.sql(&format!("INSERT INTO shop.items VALUES ({count})"));
+        reader.read(count).await;
+        match connector.open(&first.identity, &first.position).await {
+            Ok(source) => {
+                assert!(is_fine, "the certificate ended in {until}");
+                reader = Reader { source, lines: Vec::new(), position: first.position.clone() };
+            }
+            Err(error) => assert_eq!((error.code().id, is_fine), ("HW3005", false), "{error}"),
+        }
+    }
+    reader.read(count).await;
 }
 
 on_both! {
