@@ -93,7 +93,13 @@ async fn certificates_change_while_a_connector_reads(server: &Server, directory:
         for (name, text) in [("root.pem", root), ("cert.pem", cert), ("key.pem", key)] {
             put(name, &text);
         }
-        server.sql(if server.flavour == Flavour::Mysql { "ALTER INSTANCE RELOAD TLS" } else { "FLUSH SSL" });
+        if let Err(error) =
+            server.try_sql(if server.flavour == Flavour::Mysql { "ALTER INSTANCE RELOAD TLS" } else { "FLUSH SSL" })
+        {
+            // MySQL 9 looks at the date itself, and keeps the old one.
+            assert!(!is_fine && error.contains("Invalid certificates"), "{error}");
+            continue;
+        }
         count += 1;
         server.sql(&format!("INSERT INTO shop.items VALUES ({count})"));
         reader.read(count).await;
