@@ -95,6 +95,10 @@ impl Connection {
                      net_write_timeout = 600, net_read_timeout = 600",
                 )
                 .await?;
+            if connection.flavour == Flavour::Mysql {
+                // A key that the server made is in the binlog, so it must be in the catalogue. Before 8.0.30 there is none.
+                let _ = connection.try_query("SET show_gipk_in_create_table_and_information_schema = ON").await?;
+            }
             Ok(connection)
         });
         let result = timeout(server.connect_timeout, opening).await;

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod chunks;
+mod engines;
 mod events;
 mod failover;
 mod kinds;
@@ -10,6 +11,7 @@ mod network;
 mod odd;
 mod omitted;
 mod packets;
+mod prepared;
 mod proxy;
 mod replicas;
 mod rogue;
