@@ -19,6 +19,7 @@ mod statements;
 mod stream;
 mod suite;
 mod support;
+mod swaps;
 mod tags;
 mod types;
 mod values;
