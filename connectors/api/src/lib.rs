@@ -20,6 +20,8 @@
 //! 7. [`sink`]: the way back out of the log.
 //! 8. [`testkit`]: the suite that every source passes against a real server.
 //!
+//! Two things that every source needs are here for all: [`selection`], what `tables` selects, and [`quota`], how full a chunk is.
+//!
 //! `docs/write-a-source.md` goes through it in the order in which a source is built, with what the second source taught.
 //!
 //! What you promise:
