@@ -49,4 +49,5 @@ headwater_connector::codes! { "codes";
     DIVERGED = "HW3047", Lost, "the server has another history than the published one";
     FORGOTTEN = "HW3048", Lost, "the server's binlog is not the one that was read";
     TABLE_KIND = "HW3049", Config, "a table is of a kind that cannot be captured";
+    PREPARED_LONG = "HW3050", Environment, "a transaction is prepared for long";
 }

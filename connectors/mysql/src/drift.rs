@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use headwater_connector::{Code, Error, Result};
@@ -13,10 +13,14 @@ use crate::{
     check, codes,
     config::Settings,
     connection::{Connection, ident, literal},
+    gtid::Gtid,
 };
 
 /// A table is asked for its foreign keys at most this often; they can be added while the stream runs.
 const ASK_EVERY: Duration = Duration::from_secs(60);
+
+/// What is prepared is committed in a moment, unless whoever did it has died.
+const LONG_PREPARED: Duration = Duration::from_secs(3600);
 
 /// What the decoder noticed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,7 +60,11 @@ impl Drift {
     /// Everything that was found since the daemon began.
     pub fn findings(&self) -> Vec<Error> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.iter().map(|((table, _), (code, what, hint))| Error::new(code, what).at("table", table).hint(hint)).collect()
+        let finding = |((table, _), (code, what, hint)): (&(String, &str), &(&'static Code, String, String))| {
+            let error = Error::new(code, what).hint(hint);
+            if table.is_empty() { error } else { error.at("table", table) }
+        };
+        told.iter().map(finding).collect()
     }
 
     fn tell(&self, table: &str, code: &'static Code, what: String, hint: String) {
@@ -80,6 +88,24 @@ impl Drift {
             "a selected table was dropped; its last rows stay in the topic".to_owned(),
             "Take the table out of `tables`, or create it again; `headwater explain HW3042` has more.".to_owned(),
         );
+    }
+
+    /// What is prepared for so long that somebody has forgotten it, or nothing any more.
+    pub fn waits(&self, oldest: Option<(Gtid, u32)>) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let forgotten = oldest.filter(|(_, since)| now.saturating_sub(Duration::from_secs((*since).into())) > LONG_PREPARED);
+        match forgotten {
+            Some((gtid, _)) => self.tell(
+                "",
+                &codes::PREPARED_LONG,
+                format!("transaction {gtid} is prepared for more than an hour and neither committed nor rolled back"),
+                "Run XA COMMIT or XA ROLLBACK for what XA RECOVER; lists: a restart has to read on from there.".to_owned(),
+            ),
+            None => {
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                told.remove(&(String::new(), codes::PREPARED_LONG.id));
+            }
+        }
     }
 
     /// Whether it is time to ask for a table's foreign keys.

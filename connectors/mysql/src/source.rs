@@ -281,6 +281,7 @@ impl MysqlSource {
 
     /// Looks into what the decoder noticed. A server that does not answer now is asked again.
     async fn look_after(&mut self) {
+        self.drift.waits(self.decoder.oldest_prepared());
         if self.judge_at.is_some_and(|at| at > Instant::now()) {
             return;
         }

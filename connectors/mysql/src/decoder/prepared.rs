@@ -25,6 +25,8 @@ const MAX_HELD: usize = 64 << 20;
 struct Pending {
     xid: Xid,
     gtid: Gtid,
+    /// When it was prepared, in seconds since 1970
+    since: u32,
     events: Vec<u8>,
     /// What was published before it began, where the published set cannot leave it out.
     before: Option<GtidSet>,
@@ -113,6 +115,11 @@ impl Prepared {
 }
 
 impl Decoder {
+    /// What is prepared for the longest time, and since when, in seconds since 1970.
+    pub fn oldest_prepared(&self) -> Option<(Gtid, u32)> {
+        self.prepared.pending.first().map(|pending| (pending.gtid, pending.since))
+    }
+
     /// Keeps an event of a transaction that may turn out to be prepared only; none if the event is not one to keep.
     pub(super) fn hold(&mut self, header: &Header, body: &[u8]) -> Result<Option<Event>> {
         if self.prepared.is_replayed() || !self.open.as_ref().is_some_and(|open| open.is_xa) {
@@ -220,7 +227,7 @@ impl Decoder {
         }
         self.prepared.tables.clear();
         let events = std::mem::take(&mut self.prepared.held);
-        self.prepared.pending.push(Pending { xid, gtid: open.gtid, events, before });
+        self.prepared.pending.push(Pending { xid, gtid: open.gtid, since: header.time, events, before });
         Ok(Event::Boundary)
     }
 

@@ -109,7 +109,8 @@ async fn a_prepared_transaction_happens_at_its_commit(flavour: Flavour) {
 
 /// A large one is cut where it is published, and goes on behind the cut.
 async fn a_prepared_transaction_is_cut_where_it_is_committed(flavour: Flavour) {
-    let server = shared(flavour);
+    // Of its own: a connector that starts before the commit rightly stops.
+    let server = Server::start(flavour, &[]);
     let database = server.database();
     server.sql(&format!("USE {database};\nCREATE TABLE items (id int PRIMARY KEY);\nCREATE TABLE others (id int PRIMARY KEY)"));
     let connector = server.connector(&database, json!({ "tables": format!("{database}.items") }));
@@ -142,7 +143,8 @@ async fn a_prepared_transaction_is_cut_where_it_is_committed(flavour: Flavour) {
 
 /// What was prepared before the start is not known here.
 async fn the_commit_of_what_was_prepared_before_the_start_stops(flavour: Flavour) {
-    let server = shared(flavour);
+    // Of its own: a connector that starts before the commit rightly stops.
+    let server = Server::start(flavour, &[]);
     let database = server.database();
     server.sql(&format!("CREATE TABLE {database}.items (id int PRIMARY KEY)"));
     for end in ["ROLLBACK", "COMMIT"] {
@@ -319,7 +321,7 @@ async fn gtids_that_are_switched_off_stop() {
 }
 
 /// Reads on until the findings are these, as pairs of code and table.
-async fn finds(reader: &mut Reader, wanted: &[(&str, &str)]) {
+pub async fn finds(reader: &mut Reader, wanted: &[(&str, &str)]) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         reader.batch().await.unwrap_or_else(|error| panic!("{error}"));

@@ -1,9 +1,13 @@
-//! Prepared transactions (XA) where they cannot be held, and where they come in another form.
+//! Prepared transactions (XA) where they cannot be held, and where they come in another form. Each test has a server of its own: a connector
+//! that starts between the two halves of another test's transaction would rightly stop.
 
 use headwater_connector::Kind;
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, Server, on_both, shared, start};
+use crate::{
+    events::finds,
+    support::{Flavour, Reader, Server, on_both, start},
+};
 
 const TABLE: &str = "CREATE TABLE items (id int PRIMARY KEY, body longtext)";
 
@@ -13,7 +17,7 @@ fn prepared(name: &str, sql: &str) -> String {
 
 /// What is prepared waits in memory, and somebody may forget to commit it.
 async fn more_prepared_rows_than_may_be_held_stop(flavour: Flavour) {
-    let server = shared(flavour);
+    let server = Server::start(flavour, &[]);
     let database = server.database();
     server.sql(&format!("USE {database};\n{TABLE};\nCREATE TABLE others (id int PRIMARY KEY, body longtext)"));
     let connector = server.connector(&database, json!({ "tables": format!("{database}.items") }));
@@ -34,9 +38,30 @@ async fn more_prepared_rows_than_may_be_held_stop(flavour: Flavour) {
     server.sql(&format!("XA ROLLBACK '{large}'"));
 }
 
+/// A restart reads on from what was prepared first, and the file with it is deleted one day.
+async fn what_somebody_forgot_to_commit_is_told_of(flavour: Flavour) {
+    let server = Server::start(flavour, &[]);
+    let database = server.database();
+    server.sql(&format!("USE {database};\n{TABLE};\nCREATE TABLE others (id int PRIMARY KEY, body longtext)"));
+    let connector = server.connector(&database, json!({ "tables": format!("{database}.items") }));
+    let at = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &at).await;
+    let [old, new] = ["old", "new"].map(|name| format!("{name}{database}"));
+    let earlier = "SET timestamp = unix_timestamp() - 7200";
+    server.sql(&format!("USE {database};\n{}", prepared(&new, "INSERT INTO others VALUES (1, 'x')")));
+    finds(&mut reader, &[]).await;
+    server.sql(&format!(
+        "XA COMMIT '{new}';\n{earlier};\nUSE {database};\n{}",
+        prepared(&old, "INSERT INTO others VALUES (2, 'x')")
+    ));
+    finds(&mut reader, &[("HW3050", "")]).await;
+    server.sql(&format!("XA ROLLBACK '{old}'"));
+    finds(&mut reader, &[]).await;
+}
+
 /// Servers that compress do not all do so with what is prepared.
 async fn what_is_prepared_is_whole_where_transactions_are_compressed(flavour: Flavour) {
-    let server = shared(flavour);
+    let server = Server::start(flavour, &[]);
     let database = server.database();
     server.sql(&format!("USE {database};\n{TABLE}"));
     let connector = server.connector(&database, json!({}));
@@ -84,5 +109,6 @@ async fn prepared_rows_stop_where_transactions_have_no_names() {
 
 on_both! {
     more_prepared_rows_than_may_be_held_stop
+    what_somebody_forgot_to_commit_is_told_of
     what_is_prepared_is_whole_where_transactions_are_compressed
 }
