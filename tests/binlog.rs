@@ -7,6 +7,7 @@ pub mod servers;
 mod files;
 mod huge;
 mod rows;
+mod standing;
 
 use servers::Server;
 

@@ -27,6 +27,8 @@ fn a_paused_connector_publishes_nothing_until_it_is_resumed() {
     let status = home.run(&["status"]);
     assert!(status.stdout.contains("paused") && status.stdout.contains("headwater resume shop"), "{}", status.stdout);
     assert_eq!(home.tail("shop.orders").len(), 0);
+    let paused = daemon.connector("shop").unwrap();
+    assert!(paused["source"]["retained_bytes"].is_u64() && paused["lag"]["bytes"].is_null(), "{paused}");
     home.run(&["resume", "shop"]).expect_code(0);
     daemon.wait_caught_up("shop");
     assert_eq!(home.tail("shop.orders").len(), 1);
@@ -44,7 +46,8 @@ fn a_pause_outlives_the_daemon() {
     daemon.kill9();
     database.sql("INSERT INTO public.orders VALUES (1)");
     let mut daemon = home.start();
-    daemon.wait_state("shop", "paused");
+    let paused = daemon.wait_state("shop", "paused");
+    assert!(paused["source"]["retained_bytes"].is_u64(), "the slot goes on keeping log, and nobody saw how much: {paused}");
     assert_eq!(home.tail("shop.orders").len(), 0);
     home.run(&["resume", "shop"]).expect_code(0);
     daemon.wait_caught_up("shop");

@@ -63,7 +63,7 @@ pub enum Command {
     Run,
     /// Read the config, connect, look at everything, and say what to mend. Changes nothing.
     Check,
-    /// Show what `run` would create or change: topics, slots, publications. Changes nothing.
+    /// Show what `run` would create or change: topics, backfills, and what it makes at the source. Changes nothing.
     Plan,
     /// Ask the running daemon for state, lag and last error of each connector.
     Status,
@@ -79,7 +79,7 @@ pub enum Command {
     Reset(reset::Args),
     /// Print the committed events of a topic.
     Tail(tail::Args),
-    /// A small shop on a real PostgreSQL becomes topics, while the daemon is killed again and again.
+    /// A small shop on a real PostgreSQL, MariaDB or MySQL becomes topics, while the daemon is killed again and again.
     Demo(demo::Args),
     /// List the kinds of connectors; with KIND the reference of its options.
     Connectors(connectors::Args),

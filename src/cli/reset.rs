@@ -24,7 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   headwater reset shop                       Show what there is, and what would be lost. Changes nothing
   headwater reset shop --incarnation UUID    Give the position up; the next start begins anew
-  headwater reset shop --incarnation UUID --rebind --reason 'renamed the slot'
+  headwater reset shop --incarnation UUID --rebind --reason 'failed over'
                                              Keep the position, and take the server as it is now";
 
 /// What to do with which checkpoint.
@@ -36,7 +36,8 @@ pub struct Args {
     /// The incarnation that the evidence shows; without it nothing is changed.
     #[arg(long, value_name = "UUID")]
     incarnation: Option<String>,
-    /// Keep the position and accept the source's new identity: a renamed slot, publication or database, or a restore beyond it.
+    /// Keep the position and accept the source's new identity: a MariaDB that took
+    /// the place of another; a renamed slot, publication or database of PostgreSQL; a restore beyond the position.
     #[arg(long)]
     rebind: bool,
     /// Why, for the audit record.

@@ -40,11 +40,25 @@ struct Connector {
     #[serde(default)]
     lag: Option<Lag>,
     #[serde(default)]
+    source: Place,
+    #[serde(default)]
     error: Option<LastError>,
     #[serde(default)]
     backfills: Vec<Rows>,
     #[serde(default)]
     findings: Vec<LastError>,
+}
+
+/// Where a source stands in the words of its server; not all kinds know all of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Place {
+    log_file: Option<String>,
+    log_position_bytes: Option<u64>,
+    gtid_set: Option<String>,
+    retained_bytes: Option<u64>,
+    safe_bytes: Option<u64>,
+    safe_seconds: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -165,8 +179,9 @@ fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
     for connector in &status.connectors {
         if connector.state == "paused" {
             let name = paint.bold(&connector.name);
-            output.line(&format!("\n{name} is paused: its source keeps the log until `headwater resume {}`.", connector.name))?;
+            output.line(&format!("\n{name} is paused until `headwater resume {}`.", connector.name))?;
         }
+        write_place(connector, output)?;
         if let Some(error) = &connector.error {
             write_error(&connector.name, error, output)?;
         }
@@ -176,6 +191,29 @@ fn text(status: &Status, output: &mut Output) -> std::io::Result<()> {
     let Some(config) = status.config.as_ref().filter(|config| !config.errors.is_empty()) else { return Ok(()) };
     output.line(&format!("\nNewer config files were not taken; those of {} are in force:", config.loaded_at))?;
     config.errors.iter().try_for_each(|error| write_error("config", error, output))
+}
+
+/// Where a connector stands in its server's log, and what the server keeps for it where that has an end.
+fn write_place(connector: &Connector, output: &mut Output) -> std::io::Result<()> {
+    let place = &connector.source;
+    let mut parts = Vec::new();
+    if let (Some(file), Some(at)) = (&place.log_file, place.log_position_bytes) {
+        parts.push(format!("{file}, byte {at}"));
+    }
+    parts.extend(place.gtid_set.as_ref().filter(|set| !set.is_empty()).map(|set| format!("GTIDs {set}")));
+    // What a connector that runs has kept for it is no news.
+    if !matches!(connector.state.as_str(), "streaming" | "backfilling") {
+        parts.extend(place.retained_bytes.map(|bytes| format!("the source keeps {} of log for it", human_bytes(bytes))));
+        parts.extend(place.safe_bytes.map(|bytes| format!("it gives up after {} more", human_bytes(bytes))));
+    }
+    parts.extend(place.safe_seconds.map(|left| match left {
+        0 => "the source may delete what was not read at any time".to_owned(),
+        _ => format!("the source may delete what was not read in {}", human_seconds(left as f64)),
+    }));
+    match parts.is_empty() {
+        true => Ok(()),
+        false => output.line(&format!("\n{}: {}", output.paint().bold(&connector.name), parts.join("; "))),
+    }
 }
 
 fn write_rows(connector: &Connector, output: &mut Output) -> std::io::Result<()> {

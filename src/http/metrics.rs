@@ -3,7 +3,6 @@
 
 use std::{fmt, sync::Arc, sync::atomic::Ordering};
 
-use headwater_connector::Retention;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
@@ -63,7 +62,6 @@ enum Source {
 struct Sample {
     status: Arc<Status>,
     view: ConnectorView,
-    retention: Retention,
     /// The tables whose rows are or were read, and those that were captured without.
     tables: Vec<BackfillView>,
 }
@@ -108,21 +106,35 @@ const METRICS: &[Metric] = &[
         unit: "bytes",
         meaning: "Log on the source's disk that it keeps for this connector",
         todo: "Grows: the connector is behind, paused or stopped, or a long transaction is open at the source",
-        source: Source::Gauge(|sample| sample.retention.held_bytes.map(|bytes| bytes as f64)),
+        source: Source::Gauge(|sample| sample.view.source.retained_bytes.map(|bytes| bytes as f64)),
     },
     Metric {
         name: "headwater_source_safe_bytes",
         unit: "bytes",
         meaning: "What the source may still write before it gives this connector's place up; absent without a limit",
         todo: "Near 0 the position is about to be lost: let the connector catch up, or raise the server's limit",
-        source: Source::Gauge(|sample| sample.retention.left_bytes.map(|bytes| bytes as f64)),
+        source: Source::Gauge(|sample| sample.view.source.safe_bytes.map(|bytes| bytes as f64)),
     },
     Metric {
         name: "headwater_source_safe_seconds",
         unit: "seconds",
         meaning: "How long this connector may stand still before the source deletes log that it has not read; absent if nothing is deleted by age",
         todo: "Near 0 the position is about to be lost: let the connector catch up, or have the server keep its log for longer",
-        source: Source::Gauge(|sample| sample.retention.left_seconds.map(|seconds| seconds as f64)),
+        source: Source::Gauge(|sample| sample.view.source.safe_seconds.map(|seconds| seconds as f64)),
+    },
+    Metric {
+        name: "headwater_source_log_file_number",
+        unit: "",
+        meaning: "Number of the file of the source's log that the last commit ends in; absent where the log is counted as one",
+        todo: "Stands still while the source begins new files: see lag",
+        source: Source::Gauge(|sample| sample.view.source.log_file_number.map(|number| number as f64)),
+    },
+    Metric {
+        name: "headwater_source_log_position_bytes",
+        unit: "bytes",
+        meaning: "Where the last commit ends in that file, or in the whole log where that is counted as one",
+        todo: "Compare with the server's own end of the log",
+        source: Source::Gauge(|sample| sample.view.source.log_position_bytes.map(|bytes| bytes as f64)),
     },
     Metric {
         name: "headwater_last_commit_timestamp_seconds",
@@ -356,9 +368,9 @@ pub async fn page(handle: &Handle) -> String {
         .into_iter()
         .map(|status| {
             tokio::spawn(async move {
-                let (view, retention) = tokio::join!(status.view(), status.retention());
+                let view = status.view().await;
                 let tables = status.backfills();
-                Sample { status, view, retention, tables }
+                Sample { status, view, tables }
             })
         })
         .collect();

@@ -43,5 +43,5 @@ impl KeyWriter {
 pub fn no_key(schema: &Schema, what: &str) -> Error {
     Error::new(&codes::NO_KEY, what)
         .at("table", &schema.table)
-        .hint("Make the key columns NOT NULL and part of the replica identity, or set `events.on_data_error: dead_letter`.")
+        .hint("Make the key columns NOT NULL (on PostgreSQL also part of the replica identity), or set `events.on_data_error: dead_letter`.")
 }

@@ -52,7 +52,7 @@ pub struct TableRule {
     pub entity: Option<String>,
     /// Topic template of this table alone.
     pub topic: Option<TopicTemplate>,
-    /// Key columns instead of the primary key: NOT NULL, together unique, and inside the replica identity.
+    /// Key columns instead of the primary key: NOT NULL, together unique, and on PostgreSQL inside the replica identity.
     pub key: Option<Vec<String>>,
     /// Publish only these columns. The key columns must be among them.
     pub include: Option<Vec<String>>,

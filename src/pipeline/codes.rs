@@ -16,4 +16,5 @@ headwater_connector::codes! { "src/pipeline/codes";
     BACKFILL_IDLE = "HW1183", Environment, "a backfill is asked of a connector that does not run";
     REFRESH_TOPIC = "HW1184", Retry, "the topic of rows that lack columns is made";
     FIRST_UNKNOWN = "HW1185", Config, "a table that is to be read first is not captured";
+    NEARLY_LOST = "HW1186", Environment, "the source may soon delete what was not read";
 }

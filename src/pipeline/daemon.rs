@@ -288,10 +288,14 @@ impl Daemon {
             Next::Start => self.run(at, true),
             Next::Replace(plan) => {
                 entry.plan = *plan;
+                entry.status.forget_source();
                 self.run(at, false);
             }
             Next::Remove => {
-                tracing::info!(connector = entry.plan.name, "removed from the config; its slot and its topics stay");
+                tracing::info!(
+                    connector = entry.plan.name,
+                    "removed from the config; its topics and what it made at the source stay"
+                );
                 self.entries.remove(at);
                 self.show();
                 return;
@@ -323,6 +327,7 @@ impl Daemon {
                 Some(at) if self.entries[at].life.is_some() => self.entries[at].end(Next::Replace(Box::new(source))),
                 Some(at) => {
                     self.entries[at].plan = source;
+                    self.entries[at].status.forget_source();
                     // A pause outlives a change of the options.
                     self.run(at, false);
                 }
@@ -405,7 +410,9 @@ async fn order(source: &dyn SourceConnector, status: &Status, request: &Request)
 async fn pause(ingest: &Ingest) {
     let recorded = tokio::time::timeout(RECORD_WAIT, record_pause(ingest, now_text())).await;
     match recorded {
-        Ok(Ok(())) => tracing::info!(connector = %ingest.name, "paused; the source keeps its log until the connector is resumed"),
+        Ok(Ok(())) => {
+            tracing::info!(connector = %ingest.name, "paused; how long the source keeps its log meanwhile is shown by `headwater status`")
+        }
         Ok(Err(error)) => tracing::warn!(connector = %ingest.name, %error, "paused, but only until the daemon ends"),
         Err(_) => tracing::warn!(connector = %ingest.name, "paused, but only until the daemon ends: the log does not answer"),
     }

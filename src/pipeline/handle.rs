@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headwater_connector::{Error, Monitor, Position, Result, Retention};
+use headwater_connector::{Error, Monitor, Position, Result, Retention, SourceConnector, Standing};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -43,7 +43,7 @@ pub enum State {
     Streaming,
     /// Waiting to try again after an error that may pass.
     Retrying,
-    /// Told to do nothing until somebody resumes it. The source keeps its log for it meanwhile.
+    /// Told to do nothing until somebody resumes it. How much of its log the source keeps meanwhile is the source's own rule.
     Paused,
     /// Ended: by an error that does not pass, or with the daemon.
     Stopped,
@@ -105,6 +105,7 @@ struct Inner {
     state: State,
     position: Option<Position>,
     error: Option<ErrorView>,
+    /// Stays when the source is closed: what the server still keeps matters most then.
     monitor: Option<Arc<dyn Monitor>>,
     /// Source commit time of the newest published event.
     newest_us: Option<i64>,
@@ -150,6 +151,8 @@ pub struct ConnectorView {
     pub position: Option<Position>,
     /// How far behind it is.
     pub lag: Lag,
+    /// The position in the source's own words, and what its server keeps behind it.
+    pub source: SourceView,
     /// Events per second over the last seconds.
     pub events_per_second: f64,
     /// Events committed since the daemon started.
@@ -162,6 +165,32 @@ pub struct ConnectorView {
     /// Where topics and tables differ although the connector goes on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<ErrorView>,
+}
+
+/// Where a source stands; what its kind does not know or cannot tell now is absent. The metrics `headwater_source_…` have the same names.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SourceView {
+    /// The file of the server's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_file: Option<String>,
+    /// Its number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_file_number: Option<u64>,
+    /// The byte in that file, or in the whole log where that is counted as one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_position_bytes: Option<u64>,
+    /// The published transactions by their global names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gtid_set: Option<String>,
+    /// Bytes of log on the server's disk that it keeps for this connector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retained_bytes: Option<u64>,
+    /// Bytes that may still be written before the server gives the connector's place up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safe_bytes: Option<u64>,
+    /// Seconds until the server may delete log that was not read, if the connector stands still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub safe_seconds: Option<u64>,
 }
 
 /// Lag; null where it cannot be measured now.
@@ -190,9 +219,19 @@ impl Status {
 
     /// An attempt begins.
     pub(super) fn starting(&self) {
+        self.lock().state = State::Starting;
+    }
+
+    /// What the checkpoint says, before the source is open, and who can tell what its server keeps behind it.
+    pub(super) fn standing(&self, position: Option<&Position>, connector: &dyn SourceConnector) {
         let mut inner = self.lock();
-        inner.state = State::Starting;
-        inner.monitor = None;
+        inner.position = position.cloned();
+        inner.monitor = position.and_then(|position| connector.monitor(position));
+    }
+
+    /// The options name another source now.
+    pub(super) fn forget_source(&self) {
+        self.lock().monitor = None;
     }
 
     /// The source is open; everything up to `position` is committed, and of the tables' rows what `backfills` says.
@@ -234,7 +273,7 @@ impl Status {
         let mut inner = self.lock();
         self.report_done(&inner.backfills, backfills);
         inner.backfills = backfills.to_vec();
-        if matches!(inner.state, State::Backfilling | State::Streaming) {
+        if inner.state.is_open() {
             inner.state = running(&inner.backfills);
         }
     }
@@ -264,7 +303,7 @@ impl Status {
     pub(super) async fn lag_bytes(&self) -> Option<u64> {
         let (position, monitor) = {
             let inner = self.lock();
-            (inner.position.clone()?, inner.monitor.clone()?)
+            (inner.position.clone()?, inner.monitor.clone().filter(|_| inner.state.is_open())?)
         };
         tokio::time::timeout(LAG_WAIT, monitor.lag_bytes(&position)).await.ok()?.ok()
     }
@@ -283,7 +322,6 @@ impl Status {
     pub(super) fn paused(&self) {
         let mut inner = self.lock();
         inner.state = State::Paused;
-        inner.monitor = None;
         inner.error = None;
     }
 
@@ -295,7 +333,6 @@ impl Status {
     fn ended(&self, state: State, error: Option<&Error>) {
         let mut inner = self.lock();
         inner.state = state;
-        inner.monitor = None;
         if let Some(error) = error {
             self.counters.failures.fetch_add(1, Ordering::Relaxed);
             inner.error = Some(error.into());
@@ -317,33 +354,61 @@ impl Status {
         &self.name
     }
 
-    /// Everything about the connector now; asks the source for its lag.
+    /// Everything about the connector now; asks the source for its lag and for what it keeps.
     pub async fn view(&self) -> ConnectorView {
         let (state, position, error, monitor, newest_us, rate) = {
             let inner = self.lock();
             let rate = rate(&inner.samples, self.counters.events.load(Ordering::Relaxed));
             (inner.state, inner.position.clone(), inner.error.clone(), inner.monitor.clone(), inner.newest_us, rate)
         };
-        let findings = monitor.iter().flat_map(|monitor| monitor.findings()).map(|error| ErrorView::from(&error)).collect();
-        let lag = match (&position, monitor) {
-            (Some(position), Some(monitor)) => measure(position, &*monitor, newest_us).await,
-            _ => Lag::default(),
+        let open = monitor.as_ref().filter(|_| state.is_open());
+        let findings = open.iter().flat_map(|monitor| monitor.findings()).map(|error| ErrorView::from(&error)).collect();
+        let (lag, source) = match (&position, &monitor) {
+            (Some(position), Some(monitor)) => {
+                let lag = async {
+                    match open {
+                        Some(monitor) => measure(position, &**monitor, newest_us).await,
+                        None => Lag::default(),
+                    }
+                };
+                tokio::join!(lag, SourceView::of(position, &**monitor))
+            }
+            _ => (Lag::default(), SourceView::default()),
         };
         let events = self.counters.events.load(Ordering::Relaxed);
         let name = self.name.clone();
         let backfills = self.backfills().into_iter().filter(|table| table.state != BackfillState::Skipped).collect();
-        ConnectorView { name, role: "source", state, position, lag, events_per_second: rate, events, error, backfills, findings }
-    }
-
-    /// What the source's server keeps for this connector; nothing while it cannot be asked.
-    pub async fn retention(&self) -> Retention {
-        let Some(monitor) = self.lock().monitor.clone() else { return Retention::default() };
-        tokio::time::timeout(LAG_WAIT, monitor.retention()).await.ok().and_then(Result::ok).unwrap_or_default()
+        let (role, events_per_second) = ("source", rate);
+        ConnectorView { name, role, state, position, lag, source, events_per_second, events, error, backfills, findings }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic while holding the lock leaves plain values behind, never torn ones.
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether the source is open.
+    fn is_open(self) -> bool {
+        matches!(self, Self::Backfilling | Self::Streaming)
+    }
+}
+
+impl SourceView {
+    async fn of(position: &Position, monitor: &dyn Monitor) -> Self {
+        let asked = tokio::time::timeout(LAG_WAIT, monitor.retention(position)).await;
+        let Retention { held_bytes, left_bytes, left_seconds } = asked.ok().and_then(Result::ok).unwrap_or_default();
+        let Standing { file, file_number, position_bytes, gtid_set } = monitor.standing(position);
+        Self {
+            log_file: file,
+            log_file_number: file_number,
+            log_position_bytes: position_bytes,
+            gtid_set,
+            retained_bytes: held_bytes,
+            safe_bytes: left_bytes,
+            safe_seconds: left_seconds,
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use headwater_connector::{Action, Finding, Result, Table};
+use headwater_connector::{Action, Error, Finding, Result, Table};
 use serde::Serialize;
 
-use super::{backfill, claims::Claims, start};
+use super::{backfill, claims::Claims, codes, start};
 use crate::{
     config::plan::{Plan, SourcePlan},
     log::{
@@ -15,6 +15,9 @@ use crate::{
     },
     mapping::{Place, Routes, rule::OnDataError},
 };
+
+/// With less time than this somebody has to act today.
+const NEARLY_LOST_S: u64 = 86_400;
 
 /// What `check` found, by the log and each connector.
 #[derive(Debug, Default)]
@@ -140,6 +143,9 @@ async fn check_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>,
         Ok(findings) => findings,
         Err(error) => return vec![Finding::error(error)],
     };
+    if let Some(log) = log {
+        findings.extend(kept(plan, source, log).await);
+    }
     // Faults of tables are among the connector's own findings; here only what their mapping adds.
     let Ok(tables) = source.connector.tables().await else { return findings };
     match start::routes_of(&source.name, &*source.connector, &source.events, &tables) {
@@ -156,6 +162,29 @@ async fn check_source(plan: &Plan, source: &SourcePlan, log: Option<&SharedLog>,
         Err(errors) => findings.extend(errors.into_iter().map(Finding::error)),
     }
     findings
+}
+
+/// Whether the source's server still has what is behind the checkpoint, and for how long, where it deletes by age.
+async fn kept(plan: &Plan, source: &SourcePlan, log: &SharedLog) -> Option<Finding> {
+    let topic = InternalTopics::new(&plan.prefix, &source.name).checkpoint;
+    // A checkpoint that cannot be read is told where topics are looked at.
+    let position = Checkpoint::decode(&topic, &log.peek_records(&topic).await.ok()?).ok()??.position.position?;
+    let retention = match source.connector.monitor(&position)?.retention(&position).await {
+        Ok(retention) => retention,
+        Err(error) => return Some(Finding::error(error)),
+    };
+    let seconds = retention.left_seconds?;
+    let left = format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600);
+    Some(match seconds {
+        NEARLY_LOST_S.. => Finding::ok(format!("the source keeps what follows the checkpoint for {left}")),
+        _ => Finding::warning(
+            Error::new(&codes::NEARLY_LOST, format!("the source may delete what was not read in {left}"))
+                .at("connector", &source.name)
+                .hint(
+                    "Start the connector now, or have the server keep its log for longer; `headwater explain HW1186` shows how.",
+                ),
+        ),
+    })
 }
 
 /// Takes the topics of a source as a start would.

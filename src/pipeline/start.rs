@@ -208,6 +208,7 @@ pub async fn start(ingest: &Ingest) -> Result<Started> {
     let peeked = Checkpoint::decode(&internal.checkpoint, &peeked)?;
     if let Some(checkpoint) = &peeked {
         ingest.refuse_rival(checkpoint)?;
+        ingest.status.standing(checkpoint.position.position.as_ref(), &*ingest.connector);
         refuse_paused(ingest, checkpoint)?;
         if let Some(identity) = &checkpoint.position.identity {
             ingest.connector.verify(identity).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackfillOptions, Condition, Error, Finding, Identity, Position, Result, Schema, Source, TableReader};
+use crate::{BackfillOptions, Condition, Error, Finding, Identity, Monitor, Position, Result, Schema, Source, TableReader};
 
 /// A kind of connector, as listed in the daemon's registry. One static per crate.
 pub trait ConnectorKind: Sync {
@@ -171,6 +171,13 @@ pub trait SourceConnector: Send + Sync {
 
     /// A session that reads tables beside the stream.
     async fn reader(&self) -> Result<Box<dyn TableReader>>;
+
+    /// Watches a position while no source is open: before a start, after a failed one, in a pause that is older than the daemon. By default
+    /// nobody does. Connects when it is asked something.
+    fn monitor(&self, position: &Position) -> Option<Arc<dyn Monitor>> {
+        let _ = position;
+        None
+    }
 
     /// Opens the source behind `position`. Everything that makes resuming there wrong is an error of its own:
     /// an object missing, ahead of the position, of another server or history (invariant 3).

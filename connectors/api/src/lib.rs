@@ -64,4 +64,4 @@ pub use schema::{Column, Fingerprint, Schema, Type};
 pub use secret::Secret;
 pub use selection::{Names, Selection};
 pub use sink::{Sink, SinkRecord};
-pub use source::{Limits, Monitor, Retention, Source};
+pub use source::{Limits, Monitor, Retention, Source, Standing};

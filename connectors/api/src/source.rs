@@ -74,10 +74,31 @@ pub trait Monitor: Send + Sync {
         Vec::new()
     }
 
-    /// What the server keeps for this source alone; by default nothing is known.
-    async fn retention(&self) -> Result<Retention> {
+    /// What the server keeps of what is behind `committed`; by default nothing is known. It may be asked while no source is open, which is
+    /// when it matters.
+    async fn retention(&self, committed: &Position) -> Result<Retention> {
+        let _ = committed;
         Ok(Retention::default())
     }
+
+    /// What `committed` says, in the words of the source's operators; by default nothing. Does not ask the server.
+    fn standing(&self, committed: &Position) -> Standing {
+        let _ = committed;
+        Standing::default()
+    }
+}
+
+/// A position taken apart for people and graphs. None where the kind of source knows no such thing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The file of the server's log.
+    pub file: Option<String>,
+    /// The number of that file: it grows by one with each.
+    pub file_number: Option<u64>,
+    /// The byte in that file, or in the whole log where that is counted as one.
+    pub position_bytes: Option<u64>,
+    /// The published transactions by their global names.
+    pub gtid_set: Option<String>,
 }
 
 /// How long the log that a source still needs stays on its server. None where the kind of server does not say.

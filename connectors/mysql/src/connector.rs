@@ -1,13 +1,10 @@
 //! The configured source: looks, prepares, creates, verifies, opens.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, BackfillOptions, Condition, Error, Finding, Identity, Intent, IntentMode, Position, Result, Schema, Source,
+    Action, BackfillOptions, Condition, Error, Finding, Identity, Intent, IntentMode, Monitor, Position, Result, Schema, Source,
     SourceConnector, Start, Survey, Table, TableReader,
 };
 
@@ -17,24 +14,15 @@ use crate::{
     config::Settings,
     connection::{Connection, Flavour, literal},
     drift::Drift,
-    history, inspect, keys, omitted,
+    dump, history, inspect, keys,
+    monitor::StreamMonitor,
+    omitted,
     position::{Mark, Place, Spot},
     reader::{self, Current, MysqlReader, Streamed},
     relation, replica,
     source::{MysqlSource, Opening},
-    stops,
-    stream::Stream,
     trail::Trail,
 };
-
-/// An idle server says so this often.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// One that is silent for longer is gone.
-const SILENCE: Duration = Duration::from_secs(60);
-
-const REGISTER_REPLICA: u8 = 21;
-const DUMP: u8 = 18;
-const DUMP_GTID: u8 = 30;
 
 /// See the module's page.
 pub struct MysqlConnector {
@@ -70,62 +58,6 @@ impl MysqlConnector {
             faults.extend(check::cascades(connection, &tables).await?);
         }
         if faults.is_empty() { Ok(()) } else { Err(faults.remove(0)) }
-    }
-
-    /// Tells the server who we are and from where on it is to send.
-    async fn dump(&self, mut connection: Connection, place: &Place) -> Result<Stream> {
-        let settings = &self.settings;
-        let (beat, uuid) = (HEARTBEAT.as_nanos(), literal(&settings.replica_uuid));
-        connection
-            .query(&format!(
-                "SET @master_heartbeat_period = {beat}, @source_heartbeat_period = {beat}, \
-                 @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32', @slave_uuid = {uuid}, @replica_uuid = {uuid}"
-            ))
-            .await?;
-        let mut body = settings.server_id.to_le_bytes().to_vec();
-        let name = b"headwater";
-        body.push(name.len() as u8);
-        body.extend_from_slice(name);
-        // No user, no password, no port, no rank, no source.
-        body.extend_from_slice(&[0; 2 + 2 + 4 + 4]);
-        connection.simple(REGISTER_REPLICA, &body).await?;
-        let id = settings.server_id.to_le_bytes();
-        let (command, body) = match connection.flavour {
-            Flavour::Mysql if place.is_of_files() => {
-                let at = u32::try_from(place.spot.at).map_err(|_| stops::too_far(&place.spot))?;
-                let mut body = at.to_le_bytes().to_vec();
-                body.extend_from_slice(&[0, 0]);
-                body.extend_from_slice(&id);
-                body.extend_from_slice(place.spot.file.as_bytes());
-                (DUMP, body)
-            }
-            Flavour::Mysql => {
-                let set = place.set.encode();
-                let mut body = vec![0, 0];
-                body.extend_from_slice(&id);
-                // No file: the set alone says where.
-                body.extend_from_slice(&0_u32.to_le_bytes());
-                body.extend_from_slice(&4_u64.to_le_bytes());
-                body.extend_from_slice(&(set.len() as u32).to_le_bytes());
-                body.extend_from_slice(&set);
-                (DUMP_GTID, body)
-            }
-            Flavour::Mariadb => {
-                let state = literal(&place.from.as_ref().unwrap_or(&place.set).to_string());
-                connection
-                    .query(&format!(
-                        "SET @mariadb_slave_capability = 4, @slave_connect_state = {state}, @slave_gtid_strict_mode = 1, \
-                         @slave_gtid_ignore_duplicates = 0"
-                    ))
-                    .await?;
-                let mut body = 4_u32.to_le_bytes().to_vec();
-                body.extend_from_slice(&[0, 0]);
-                body.extend_from_slice(&id);
-                (DUMP, body)
-            }
-        };
-        let (socket, input) = connection.start(command, &body).await?;
-        Ok(Stream::start(socket, input, SILENCE, settings.max_event_bytes))
     }
 }
 
@@ -262,6 +194,10 @@ impl SourceConnector for MysqlConnector {
         Ok(Box::new(MysqlReader::new(Arc::clone(&self.settings), Arc::clone(&self.current))))
     }
 
+    fn monitor(&self, _: &Position) -> Option<Arc<dyn Monitor>> {
+        Some(Arc::new(StreamMonitor::without_stream(self.settings.server.clone())))
+    }
+
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {
         let place = Place::from_position(position)?;
         let (mut connection, server) = self.session().await?;
@@ -279,7 +215,7 @@ impl SourceConnector for MysqlConnector {
         let (set, spot) = inspect::end(&mut connection).await?;
         let is_at_end = flavour == Flavour::Mariadb && place.set.covers(&set);
         let stood = if is_at_end { spot.mark() } else { Mark::default() };
-        let stream = self.dump(connection, &place).await?;
+        let stream = dump::begin(connection, &place, &self.settings).await?;
         let trail = Arc::new(Trail::new(spot.mark()));
         let streamed = Streamed { server, has_names: !place.is_of_files(), trail: Arc::clone(&trail) };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(streamed);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use headwater_connector::{Error, Monitor, Position, Result, Retention};
+use headwater_connector::{Error, Monitor, Position, Result, Retention, Standing};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -20,8 +20,9 @@ use crate::{
     config::Server,
     connection::Connection,
     drift::Drift,
-    gtid::{Gtid, GtidSet},
-    inspect,
+    dump,
+    gtid::{FilePlace, Gtid, GtidSet},
+    history, inspect,
     position::{Place, Spot},
 };
 
@@ -42,19 +43,37 @@ pub struct StreamMonitor {
     server: Server,
     session: Arc<Mutex<Option<Connection>>>,
     quiet: watch::Receiver<Quiet>,
-    read_to: Arc<AtomicU32>,
+    read_to: AtomicU32,
+    /// When nothing was unread last, by the server's clock.
+    had_all: AtomicU32,
     drift: Drift,
 }
 
 impl StreamMonitor {
     /// Connects at the first question.
     pub fn new(server: Server, quiet: watch::Receiver<Quiet>, drift: Drift) -> Self {
-        Self { server, session: Arc::default(), quiet, read_to: Arc::default(), drift }
+        Self { server, session: Arc::default(), quiet, read_to: AtomicU32::default(), had_all: AtomicU32::default(), drift }
     }
 
     /// The stream has come to what the server wrote at this time, in seconds since 1970.
     pub fn came_to(&self, time: u32) {
         self.read_to.store(time, Ordering::Relaxed);
+    }
+
+    /// Without a stream, for what the server keeps meanwhile.
+    pub fn without_stream(server: Server) -> Self {
+        let (_, quiet) = watch::channel(Quiet { set: GtidSet::Places(FilePlace { file: 0, at: 0 }), last_change: None });
+        Self::new(server, quiet, Drift::default())
+    }
+
+    /// What is unread was written at this time or later; 0 if nothing is known.
+    fn known_to(&self) -> u32 {
+        self.read_to.load(Ordering::Relaxed).max(self.had_all.load(Ordering::Relaxed))
+    }
+
+    /// What has come of the stream, while there is one: after its end nobody knows what of it is committed.
+    fn came(&self) -> Option<GtidSet> {
+        self.quiet.has_changed().is_ok().then(|| self.quiet.borrow().set.clone())
     }
 
     async fn ask<T>(&self, question: impl AsyncFn(&mut Connection) -> Result<T>) -> Result<T> {
@@ -132,18 +151,37 @@ impl Monitor for StreamMonitor {
         Ok(between(&place.spot, &end, &files).max(1))
     }
 
-    async fn retention(&self) -> Result<Retention> {
+    async fn retention(&self, committed: &Position) -> Result<Retention> {
+        let place = Place::from_position(committed)?;
         let Some((keeps, now)) = self.ask(expiry).await? else { return Ok(Retention::default()) };
         let (set, end, _) = self.ask(end_of_log).await?;
-        let read_to = self.read_to.load(Ordering::Relaxed);
-        let is_behind = {
-            let quiet = self.quiet.borrow();
-            let is_of_files = matches!(quiet.set, GtidSet::Places(_));
-            !quiet.set.covers(&if is_of_files { inspect::up_to(&end).unwrap_or(set) } else { set })
-        };
-        // At first nothing has come that tells how old the rest is.
-        let left_seconds = (read_to > 0 || !is_behind).then(|| left(keeps, now, read_to, is_behind));
+        let set = if place.is_of_files() { inspect::up_to(&end).unwrap_or(set) } else { set };
+        let has_all = place.partial.is_none() && place.set.covers(&set);
+        let is_behind = !has_all && !self.came().is_some_and(|came| came.covers(&set));
+        if !is_behind {
+            self.had_all.fetch_max(now as u32, Ordering::Relaxed);
+        } else if self.known_to() == 0 {
+            // Nothing has come that tells how old the rest is, so the server is asked for the first of it.
+            let mut connection = Connection::open(&self.server).await?;
+            let found = inspect::identity(&mut connection).await?;
+            history::require(&mut connection, &self.server, &place, &found).await?;
+            if let Some(time) = dump::first_time(connection, &place).await? {
+                self.came_to(time);
+            }
+        }
+        let read_to = self.known_to();
+        let left_seconds = (read_to > 0).then(|| left(keeps, now, read_to, is_behind));
         Ok(Retention { left_seconds, ..Retention::default() })
+    }
+
+    fn standing(&self, committed: &Position) -> Standing {
+        let Ok(place) = Place::from_position(committed) else { return Standing::default() };
+        Standing {
+            file_number: Some(place.spot.mark().file),
+            position_bytes: Some(place.spot.at),
+            gtid_set: (!place.is_of_files()).then(|| place.set.to_string()),
+            file: Some(place.spot.file),
+        }
     }
 }
 

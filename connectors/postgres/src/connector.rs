@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use headwater_connector::{
-    Action, BackfillOptions, Condition, Error, Finding, Identity, Intent, IntentMode, Position, Result, Schema, Source,
+    Action, BackfillOptions, Condition, Error, Finding, Identity, Intent, IntentMode, Monitor, Position, Result, Schema, Source,
     SourceConnector, Start, Survey, Table, TableReader,
 };
 use tokio::time::{Instant, sleep};
@@ -20,6 +20,7 @@ use crate::{
     creation::{self, Tries},
     error::protocol,
     keys, message,
+    monitor::StreamMonitor,
     position::{Lsn, Place},
     publication,
     reader::PostgresReader,
@@ -305,6 +306,11 @@ impl SourceConnector for PostgresConnector {
         let streamed = self.streamed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let streamed = streamed.unwrap_or_else(|| Streamed::new(Arc::clone(&self.settings), Identity::default()));
         Ok(Box::new(PostgresReader::new(&streamed)))
+    }
+
+    fn monitor(&self, _: &Position) -> Option<Arc<dyn Monitor>> {
+        let monitor = StreamMonitor::without_stream(self.settings.server.clone(), &self.settings.slot);
+        Some(Arc::new(monitor))
     }
 
     async fn open(&self, identity: &Identity, position: &Position) -> Result<Box<dyn Source>> {

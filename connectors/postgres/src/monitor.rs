@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use headwater_connector::{Error, Monitor, Position, Result, Retention};
+use headwater_connector::{Error, Monitor, Position, Result, Retention, Standing};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -56,6 +56,12 @@ impl StreamMonitor {
         Self { server, slot: slot.to_owned(), session: Mutex::new(None), shared, quiet, drift }
     }
 
+    /// Without a stream, for what the slot keeps meanwhile.
+    pub fn without_stream(server: Server, slot: &str) -> Self {
+        let (_, quiet) = watch::channel(Quiet { read_to: Lsn(0), changes_end: Lsn(0) });
+        Self::new(server, slot, Arc::new(Shared::new(Lsn(0))), quiet, Arc::default())
+    }
+
     async fn end_of_log(&self) -> Result<Lsn> {
         let row = self.ask(&format!("SELECT {END_OF_LOG}")).await?;
         let text = row.first().and_then(Option::as_deref).unwrap_or_default();
@@ -103,7 +109,7 @@ impl Monitor for StreamMonitor {
         Ok(end.0.saturating_sub(place.base.0).max(1))
     }
 
-    async fn retention(&self) -> Result<Retention> {
+    async fn retention(&self, _: &Position) -> Result<Retention> {
         let slot = literal(&self.slot);
         let row = self
             .ask(&format!(
@@ -113,6 +119,11 @@ impl Monitor for StreamMonitor {
             .await?;
         let number = |at: usize| row.get(at).and_then(Option::as_deref).and_then(|text| text.parse().ok());
         Ok(Retention { held_bytes: number(0), left_bytes: number(1), left_seconds: None })
+    }
+
+    fn standing(&self, committed: &Position) -> Standing {
+        let position_bytes = Place::from_position(committed).ok().map(|place| place.base.0);
+        Standing { position_bytes, ..Standing::default() }
     }
 
     fn findings(&self) -> Vec<Error> {

@@ -74,6 +74,11 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Everything before `base` is in the topics.
+    pub fn new(base: Lsn) -> Self {
+        Self { acked: AtomicU64::new(base.0), ask: AtomicBool::new(false), stop: AtomicBool::new(false), wake: Notify::new() }
+    }
+
     /// Confirms a position. An older one than before changes nothing.
     pub fn ack(&self, base: Lsn) {
         self.acked.fetch_max(base.0, SeqCst);
@@ -100,12 +105,7 @@ impl Stream {
     pub fn start(socket: Box<dyn Socket>, input: BytesMut, base: Lsn, silence: Duration, pace: Duration) -> Self {
         let (reader, writer) = tokio::io::split(socket);
         let (sender, chunks) = mpsc::channel(1024);
-        let shared = Arc::new(Shared {
-            acked: AtomicU64::new(base.0),
-            ask: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            wake: Notify::new(),
-        });
+        let shared = Arc::new(Shared::new(base));
         let every = Duration::from_secs(10).min(silence / 3).max(Duration::from_millis(100));
         let task = Task {
             writer,

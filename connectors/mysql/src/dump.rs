@@ -1,0 +1,121 @@
+//! Has the server send its binlog from a place on.
+
+use std::time::Duration;
+
+use headwater_connector::{Result, codes as shared};
+
+use crate::{
+    binlog::kind,
+    config::Settings,
+    connection::{Connection, Flavour, literal},
+    position::Place,
+    stops,
+    stream::Stream,
+};
+
+/// An idle server says so this often.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// One that is silent for longer is gone.
+const SILENCE: Duration = Duration::from_secs(60);
+/// An event that only its head is wanted of.
+const MAX_GLANCE: usize = 1 << 30;
+
+const REGISTER_REPLICA: u8 = 21;
+const DUMP: u8 = 18;
+const DUMP_GTID: u8 = 30;
+
+/// The flag that has the server end the stream at the end of its binlog.
+const NON_BLOCK: u16 = 1;
+/// The number of those that are no replica: nobody is hung up on for their sake.
+const NOBODY: u32 = 0;
+
+/// Tells the server who we are and from where on it is to send, for ever.
+pub async fn begin(mut connection: Connection, place: &Place, settings: &Settings) -> Result<Stream> {
+    let uuid = literal(&settings.replica_uuid);
+    connection.query(&format!("SET @slave_uuid = {uuid}, @replica_uuid = {uuid}")).await?;
+    let mut body = settings.server_id.to_le_bytes().to_vec();
+    let name = b"headwater";
+    body.push(name.len() as u8);
+    body.extend_from_slice(name);
+    // No user, no password, no port, no rank, no source.
+    body.extend_from_slice(&[0; 2 + 2 + 4 + 4]);
+    connection.simple(REGISTER_REPLICA, &body).await?;
+    request(connection, place, (0, settings.server_id), settings.max_event_bytes).await
+}
+
+/// When the first of what is behind the place was written, in seconds since 1970; none if that is nothing.
+pub async fn first_time(connection: Connection, place: &Place) -> Result<Option<u32>> {
+    let mut stream = request(connection, place, (NON_BLOCK, NOBODY), MAX_GLANCE).await?;
+    loop {
+        let mut chunk = match stream.next().await {
+            Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(None),
+            chunk => chunk?,
+        };
+        while let Some(event) = chunk.next_event() {
+            let event = match event {
+                Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(None),
+                event => event?,
+            };
+            if let Some((time, kind)) = event.first_chunk::<4>().zip(event.get(4))
+                && is_of_transaction(*kind)
+            {
+                return Ok(Some(u32::from_le_bytes(*time)));
+            }
+        }
+    }
+}
+
+/// Whether it is no event of the file or of the stream itself.
+fn is_of_transaction(number: u8) -> bool {
+    let of_files =
+        [kind::STOP, kind::ROTATE, kind::FORMAT_DESCRIPTION, kind::PREVIOUS_GTIDS, kind::HEARTBEAT, kind::HEARTBEAT_V2];
+    let of_maria = [kind::BINLOG_CHECKPOINT, kind::GTID_LIST, kind::START_ENCRYPTION];
+    !of_files.contains(&number) && !of_maria.contains(&number)
+}
+
+async fn request(mut connection: Connection, place: &Place, (flags, id): (u16, u32), max_event: usize) -> Result<Stream> {
+    let beat = HEARTBEAT.as_nanos();
+    connection
+        .query(&format!(
+            "SET @master_heartbeat_period = {beat}, @source_heartbeat_period = {beat}, \
+             @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'"
+        ))
+        .await?;
+    let (flags, id) = (flags.to_le_bytes(), id.to_le_bytes());
+    let (command, body) = match connection.flavour {
+        Flavour::Mysql if place.is_of_files() => {
+            let at = u32::try_from(place.spot.at).map_err(|_| stops::too_far(&place.spot))?;
+            let mut body = at.to_le_bytes().to_vec();
+            body.extend_from_slice(&flags);
+            body.extend_from_slice(&id);
+            body.extend_from_slice(place.spot.file.as_bytes());
+            (DUMP, body)
+        }
+        Flavour::Mysql => {
+            let set = place.set.encode();
+            let mut body = flags.to_vec();
+            body.extend_from_slice(&id);
+            // No file: the set alone says where.
+            body.extend_from_slice(&0_u32.to_le_bytes());
+            body.extend_from_slice(&4_u64.to_le_bytes());
+            body.extend_from_slice(&(set.len() as u32).to_le_bytes());
+            body.extend_from_slice(&set);
+            (DUMP_GTID, body)
+        }
+        Flavour::Mariadb => {
+            let state = literal(&place.from.as_ref().unwrap_or(&place.set).to_string());
+            connection
+                .query(&format!(
+                    "SET @mariadb_slave_capability = 4, @slave_connect_state = {state}, @slave_gtid_strict_mode = 1, \
+                     @slave_gtid_ignore_duplicates = 0"
+                ))
+                .await?;
+            let mut body = 4_u32.to_le_bytes().to_vec();
+            body.extend_from_slice(&flags);
+            body.extend_from_slice(&id);
+            (DUMP, body)
+        }
+    };
+    let (socket, input) = connection.start(command, &body).await?;
+    Ok(Stream::start(socket, input, SILENCE, max_event))
+}
