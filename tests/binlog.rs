@@ -6,6 +6,7 @@ pub mod servers;
 
 mod files;
 mod huge;
+mod privileges;
 mod rows;
 mod standing;
 

@@ -6,15 +6,15 @@ use crate::{
     catalog::cell,
     codes,
     config::Settings,
-    connection::{Connection, Flavour, ident, literal},
+    connection::{Connection, Flavour, ident},
     connector::{Selected, select},
+    engines,
+    grants::Grants,
     inspect, omitted, replica,
+    retention::Rules,
     server::SslMode,
     stops,
 };
-
-/// A connector should be able to stand still over a long weekend.
-const SHORT_RETENTION_S: u64 = 3 * 86_400;
 
 /// Looks at everything.
 pub async fn findings(connection: &mut Connection, settings: &Settings) -> Result<Vec<Finding>> {
@@ -35,15 +35,17 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
         }
     }
     found.extend(faults.into_iter().map(Finding::error));
-    grants(connection, settings, &mut found).await?;
-    replicas(connection, settings, &mut found).await?;
-    retention(connection, &mut found).await?;
+    let grants = Grants::of(connection, settings).await?;
+    found.extend(grants.findings(connection.flavour));
+    found.push(replicas(connection, settings, &grants).await?);
+    found.extend(Rules::of(connection).await?.findings());
     durability(connection, &mut found).await?;
     let (tables, faults) = select(connection, settings).await?;
     found.extend(tables.iter().map(|(_, table)| {
         Finding::ok(format!("table {} has key ({})", table.schema.table, table.schema.key_names().join(", ")))
     }));
     found.extend(faults.into_iter().map(Finding::error));
+    found.extend(engines::findings(connection, settings, &tables).await?);
     found.extend(omitted::faults(connection, &tables).await?.into_iter().map(Finding::error));
     let replica = replica::look(connection).await?;
     found.extend(replica::faults(connection, replica.as_ref()).await?.into_iter().map(Finding::error));
@@ -72,60 +74,22 @@ fn security(connection: &Connection, settings: &Settings, found: &mut Vec<Findin
     }
 }
 
-/// What the user may do, by the words of its grants. A role's grants are listed with it where the role is on.
-async fn grants(connection: &mut Connection, settings: &Settings, found: &mut Vec<Finding>) -> Result<()> {
-    let rows = connection.query("SHOW GRANTS").await?;
-    let text: String =
-        rows.iter().filter(|row| cell(row, 0).contains(" ON *.*")).map(|row| cell(row, 0).to_owned() + "\n").collect();
-    let has = |words: &[&str]| words.iter().chain(&["ALL PRIVILEGES"]).any(|word| text.contains(word));
-    let mut missing = Vec::new();
-    if !has(&["REPLICATION SLAVE"]) {
-        missing.push("REPLICATION SLAVE");
-    }
-    match connection.flavour {
-        Flavour::Mysql if !has(&["REPLICATION CLIENT"]) => missing.push("REPLICATION CLIENT"),
-        Flavour::Mariadb if !has(&["BINLOG MONITOR", "REPLICATION CLIENT"]) => missing.push("BINLOG MONITOR"),
-        _ => {}
-    }
-    let user = connection.value("SELECT CURRENT_USER()").await?.unwrap_or_default();
-    let (name, host) = user.rsplit_once('@').unwrap_or((&settings.server.user, "%"));
-    let account = format!("{}@{}", literal(name), literal(host));
-    found.push(match missing.is_empty() {
-        true => Finding::ok("the user may read the binlog"),
-        false => Finding::error(
-            Error::new(&codes::PRIVILEGE, format!("the user lacks {}", missing.join(" and ")))
-                .hint(format!("Run GRANT {} ON *.* TO {account};", missing.join(", "))),
-        ),
-    });
-    Ok(())
-}
-
-/// Nobody else may have our number. Who may not ask is not told.
-async fn replicas(connection: &mut Connection, settings: &Settings, found: &mut Vec<Finding>) -> Result<()> {
-    let is_old = connection.flavour == Flavour::Mariadb || connection.version < (8, 1);
-    let sql = if is_old { "SHOW SLAVE HOSTS" } else { "SHOW REPLICAS" };
-    let Ok(rows) = connection.try_query(sql).await? else { return Ok(()) };
+/// Nobody else may have our number.
+async fn replicas(connection: &mut Connection, settings: &Settings, grants: &Grants) -> Result<Finding> {
+    let (sql, privilege) = match connection.flavour {
+        Flavour::Mariadb => ("SHOW SLAVE HOSTS", "REPLICATION MASTER ADMIN"),
+        Flavour::Mysql if connection.version < (8, 1) => ("SHOW SLAVE HOSTS", "REPLICATION SLAVE"),
+        Flavour::Mysql => ("SHOW REPLICAS", "REPLICATION SLAVE"),
+    };
     let ours = settings.server_id.to_string();
+    let Ok(rows) = connection.try_query(sql).await? else {
+        return Ok(grants.unseen(&format!("whether a replica has server id {ours}"), privilege));
+    };
     let taken = rows.iter().any(|row| cell(row, 0) == ours && cell(row, 1) != "headwater");
-    found.push(match taken {
+    Ok(match taken {
         true => Finding::error(inspect::server_id_taken(settings.server_id)),
         false => Finding::ok(format!("server id {ours} is free or ours")),
-    });
-    Ok(())
-}
-
-async fn retention(connection: &mut Connection, found: &mut Vec<Finding>) -> Result<()> {
-    let kept = connection.try_query("SELECT @@global.binlog_expire_logs_seconds").await?;
-    let seconds: u64 = kept.ok().and_then(|rows| rows.first().map(|row| cell(row, 0).parse().unwrap_or(0))).unwrap_or(0);
-    found.push(match seconds {
-        0 => Finding::ok("the server keeps its binlog until somebody deletes it"),
-        SHORT_RETENTION_S.. => Finding::ok(format!("the server keeps its binlog for {} hours", seconds / 3600)),
-        _ => Finding::warning(
-            Error::new(&codes::RETENTION, format!("a connector that stands still for {seconds} s loses its place"))
-                .hint("Run SET GLOBAL binlog_expire_logs_seconds = 604800; and put it into the server's configuration."),
-        ),
-    });
-    Ok(())
+    })
 }
 
 /// Assumption A5: what was sent is not lost by a crash.

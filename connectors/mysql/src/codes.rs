@@ -50,4 +50,6 @@ headwater_connector::codes! { "codes";
     FORGOTTEN = "HW3048", Lost, "the server's binlog is not the one that was read";
     TABLE_KIND = "HW3049", Config, "a table is of a kind that cannot be captured";
     PREPARED_LONG = "HW3050", Environment, "a transaction is prepared for long";
+    ENGINE = "HW3055", Environment, "a table's engine has no transactions";
+    UNSEEN = "HW3056", Environment, "the user may not see what would be checked";
 }

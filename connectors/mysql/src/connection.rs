@@ -91,7 +91,7 @@ impl Connection {
             connection.limit = MAX_ANSWER;
             connection
                 .query(
-                    "SET NAMES utf8mb4, time_zone = '+00:00', sql_mode = '', autocommit = 1, \
+                    "SET NAMES utf8mb4, time_zone = '+00:00', sql_mode = '', autocommit = 1, sql_quote_show_create = 1, \
                      net_write_timeout = 600, net_read_timeout = 600",
                 )
                 .await?;

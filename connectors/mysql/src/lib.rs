@@ -11,7 +11,7 @@
 //!
 //! 1. `config`, `server`: the options and the url. `codes`, `error`, `stops`: what can go wrong, and from the server's numbers to kind.
 //! 2. `connection`, `tls`, `wire`: sessions with pinned settings. `catalog`, `inspect`: what SQL tells.
-//! 3. `connector`, `check`: look, prepare, create, verify, open.
+//! 3. `connector`, `check`, `grants`, `engines`, `retention`: look, prepare, create, verify, open.
 //! 4. `dump`, `stream`: what the server is asked for, and the socket task. `binlog`, `payload`, `table_map`, `rows`, `statement`: from bytes to events, without IO.
 //! 5. `types`, `relation`, `decode`, `number`, `temporal`, `document`, `charset`: from events to rows. `decoder`: the state between them.
 //! 6. `reader`, `keys`, `cells`, `snapshot`, `trail`, `gate`: rows that are there already, chunk by chunk.
@@ -33,10 +33,12 @@ mod decoder;
 mod document;
 mod drift;
 mod dump;
+mod engines;
 mod error;
 #[cfg(test)]
 mod garbage;
 mod gate;
+mod grants;
 mod gtid;
 mod history;
 mod inspect;
@@ -50,6 +52,7 @@ mod position;
 mod reader;
 mod relation;
 mod replica;
+mod retention;
 mod rows;
 mod server;
 mod session;

@@ -24,6 +24,7 @@ use crate::{
     gtid::{FilePlace, Gtid, GtidSet},
     history, inspect,
     position::{Place, Spot},
+    retention::Rules,
 };
 
 /// How long the stream is given to bring what the server has.
@@ -92,16 +93,11 @@ impl StreamMonitor {
     }
 }
 
-/// How long the server keeps its binlog and what time it is there, both in seconds; none if it deletes nothing by age.
-async fn expiry(connection: &mut Connection) -> Result<Option<(u64, u64)>> {
-    // Newer MySQL can be told to delete nothing; the others do not know the word.
-    let purges = connection.try_query("SELECT @@global.binlog_expire_logs_auto_purge").await?;
-    if purges.is_ok_and(|rows| rows.first().is_some_and(|row| cell(row, 0) == "0")) {
-        return Ok(None);
-    }
-    let rows = connection.try_query("SELECT @@global.binlog_expire_logs_seconds, UNIX_TIMESTAMP()").await?.unwrap_or_default();
-    let number = |at| rows.first().and_then(|row| cell(row, at).split('.').next().and_then(|text| text.parse().ok()));
-    Ok(number(0).filter(|seconds| *seconds > 0).zip(number(1)))
+/// The server's rules, and what time it is there, in seconds since 1970.
+async fn rules(connection: &mut Connection) -> Result<(Rules, u64)> {
+    let rules = Rules::of(connection).await?;
+    let now = connection.value("SELECT UNIX_TIMESTAMP()").await?;
+    Ok((rules, now.and_then(|text| text.split('.').next()?.parse().ok()).unwrap_or_default()))
 }
 
 /// Seconds until what was not read may be deleted, if it was written at or after `read_to`.
@@ -153,8 +149,11 @@ impl Monitor for StreamMonitor {
 
     async fn retention(&self, committed: &Position) -> Result<Retention> {
         let place = Place::from_position(committed)?;
-        let Some((keeps, now)) = self.ask(expiry).await? else { return Ok(Retention::default()) };
-        let (set, end, _) = self.ask(end_of_log).await?;
+        let (Rules { seconds, bytes }, now) = self.ask(rules).await?;
+        let (set, end, files) = self.ask(end_of_log).await?;
+        // The whole file is kept, or none of it.
+        let left_bytes = bytes.map(|most| most.saturating_sub(between(&Spot::new(&place.spot.file, 0), &end, &files)));
+        let Some(keeps) = seconds else { return Ok(Retention { left_bytes, ..Retention::default() }) };
         let set = if place.is_of_files() { inspect::up_to(&end).unwrap_or(set) } else { set };
         let has_all = place.partial.is_none() && place.set.covers(&set);
         let is_behind = !has_all && !self.came().is_some_and(|came| came.covers(&set));
@@ -171,7 +170,7 @@ impl Monitor for StreamMonitor {
         }
         let read_to = self.known_to();
         let left_seconds = (read_to > 0).then(|| left(keeps, now, read_to, is_behind));
-        Ok(Retention { left_seconds, ..Retention::default() })
+        Ok(Retention { left_seconds, left_bytes, ..Retention::default() })
     }
 
     fn standing(&self, committed: &Position) -> Standing {

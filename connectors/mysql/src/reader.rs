@@ -18,6 +18,7 @@ use crate::{
     config::{Settings, ZeroDates},
     connection::{self, Connection, Flavour, ident, literal},
     decode::{Bad, Codec},
+    engines,
     error::{ServerError, protocol},
     gate::Awaited,
     inspect,
@@ -144,7 +145,7 @@ impl MysqlReader {
         let rows = self.connect().await?.query(&sql).await?;
         let Some(row) = rows.first() else { return Err(gone(table)) };
         let engine = cell(row, 1);
-        if !["InnoDB", "ROCKSDB"].iter().any(|known| known.eq_ignore_ascii_case(engine)) {
+        if !engines::has_snapshots(engine) {
             return Err(Error::new(&codes::BACKFILL_TABLE, format!("tables of engine {engine} have no snapshots"))
                 .at("table", table)
                 .hint(format!("Run ALTER TABLE {} ENGINE = InnoDB; or set `backfill: never`.", quoted(table))));

@@ -216,28 +216,39 @@ pub fn unsafe_login(what: &str) -> Error {
 
 fn not_mysql() -> Error {
     Error::new(&codes::TOO_OLD, "what answers is no MySQL or MariaDB server that is new enough")
-        .hint("Check host and port in the url; MySQL 8.0 or MariaDB 10.6 are the oldest that will do.")
+        .hint("Check host and port in the url; MySQL 8.0.17 or MariaDB 10.6 are the oldest that will do.")
+}
+
+/// Major, minor and patch number of the version's text. MariaDB puts `5.5.5-` in front for old replicas.
+fn numbers(text: &str) -> (u32, u32, u32) {
+    let plain = if text.contains("MariaDB") { text.strip_prefix("5.5.5-").unwrap_or(text) } else { text };
+    let mut parts = plain.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    (next(), next(), next())
+}
+
+/// Whether a server lacks what is needed: of MySQL `binlog_row_metadata` (8.0.1), and what reads a FLOAT with all its digits,
+/// `CAST(… AS DOUBLE)` (8.0.17).
+fn is_too_old(flavour: Flavour, version: &str) -> bool {
+    numbers(version) < if flavour == Flavour::Mariadb { (10, 6, 0) } else { (8, 0, 17) }
 }
 
 impl Connection {
-    /// What the version's text tells. MariaDB puts `5.5.5-` in front for old replicas.
+    /// What the version's text tells.
     fn learn(&mut self, text: &str) {
-        let is_maria = text.contains("MariaDB");
-        let plain = if is_maria { text.strip_prefix("5.5.5-").unwrap_or(text) } else { text };
-        let mut parts = plain.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-        self.flavour = if is_maria { Flavour::Mariadb } else { Flavour::Mysql };
-        self.version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        self.flavour = if text.contains("MariaDB") { Flavour::Mariadb } else { Flavour::Mysql };
+        let (major, minor, _) = numbers(text);
+        self.version = (major, minor);
         text.clone_into(&mut self.version_text);
     }
 
     /// Refuses servers that lack what is needed.
     pub fn require_version(&self) -> Result<()> {
-        let oldest = if self.flavour == Flavour::Mariadb { (10, 6) } else { (8, 0) };
-        if self.version >= oldest {
+        if !is_too_old(self.flavour, &self.version_text) {
             return Ok(());
         }
         Err(Error::new(&codes::TOO_OLD, format!("the server is {}", self.version_text))
-            .hint("Upgrade it: MySQL 8.0 or MariaDB 10.6 are the oldest that will do."))
+            .hint("Upgrade it: MySQL 8.0.17 or MariaDB 10.6 are the oldest that will do."))
     }
 }
 
@@ -256,6 +267,22 @@ mod tests {
                 prop_assert!(greeting.scramble.len() <= body.len() && greeting.version.len() < 8 * body.len());
                 let _ = proof(&greeting.plugin, "secret", &greeting.scramble);
             }
+        }
+    }
+
+    /// An 8.0.16 was taken, and refused the first chunk of a table with a FLOAT.
+    #[test]
+    fn a_server_that_lacks_what_is_needed_is_too_old() {
+        for (flavour, version, expected) in [
+            (Flavour::Mysql, "8.0.16", true),
+            (Flavour::Mysql, "8.0.17-log", false),
+            (Flavour::Mysql, "5.7.44", true),
+            (Flavour::Mysql, "9.0.1", false),
+            (Flavour::Mariadb, "5.5.5-10.5.29-MariaDB-log", true),
+            (Flavour::Mariadb, "5.5.5-10.6.0-MariaDB", false),
+            (Flavour::Mariadb, "11.8.2-MariaDB-ubu2404", false),
+        ] {
+            assert_eq!(is_too_old(flavour, version), expected, "{version}");
         }
     }
 
