@@ -1,6 +1,7 @@
 //! Wrong input and wrong surroundings: each is answered with its code, its place, a hint, and the exit code or state that it
 //! deserves, and never with a secret.
 
+mod mysql;
 mod overlaps;
 mod server;
 mod slots;

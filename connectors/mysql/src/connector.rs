@@ -99,6 +99,11 @@ impl SourceConnector for MysqlConnector {
         self.settings.server.endpoint()
     }
 
+    fn exclusive(&self) -> Option<String> {
+        // Two of the same number at a server are one replica, and it hangs up on one of them.
+        Some(format!("the server id {} at {}", self.settings.server_id, self.settings.server.endpoint()))
+    }
+
     async fn tables(&self) -> Result<Vec<Table>, Vec<Error>> {
         let one = |error| vec![error];
         let (mut connection, _) = self.session().await.map_err(one)?;
