@@ -124,6 +124,26 @@ mod tests {
         assert_eq!(transaction(&payload(&plain, 1000), 16 << 20), Err(Bad::TooLarge));
     }
 
+    /// What one of MariaDB's compressed events holds, and what it says of its length.
+    fn packed(plain: &[u8], says: u32) -> Vec<u8> {
+        let mut encoder = flate2::write::ZlibEncoder::new(vec![0x84], flate2::Compression::best());
+        encoder.get_mut().extend_from_slice(&says.to_be_bytes());
+        std::io::Write::write_all(&mut encoder, plain).expect("packed");
+        encoder.finish().expect("packed")
+    }
+
+    #[test]
+    fn a_bomb_of_mariadb_is_not_unpacked() {
+        let plain = vec![0; 10 << 20];
+        let len = plain.len() as u32;
+        assert_eq!(maria(&packed(&plain, len), 16 << 20).unwrap(), plain);
+        assert_eq!(maria(&packed(&plain, len), 1 << 20), Err(Bad::TooLarge));
+        assert_eq!(maria(&packed(&plain, u32::MAX), 16 << 20), Err(Bad::TooLarge));
+        // It says that it is small, or larger than it is.
+        assert_eq!(maria(&packed(&plain, 1000), 16 << 20), Err(Bad::TooLarge));
+        assert_eq!(maria(&packed(&plain, len + 1), 16 << 20), Err(Bad::Torn));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_unpacked_or_refused(body: Vec<u8>) {

@@ -3,7 +3,7 @@
 use headwater_connector::{Batch, Limits, Position, Value};
 use serde_json::json;
 
-use crate::support::{Flavour, Server, on_both, start};
+use crate::support::{Flavour, Reader, Server, on_both, start};
 
 /// Most bytes of a packet; one of exactly so many is followed by another, even if that is empty.
 const PACKET: u64 = 0xff_ffff;
@@ -70,6 +70,25 @@ async fn events_at_the_edge_of_packets_come_whole(flavour: Flavour) {
         }
     };
     assert_eq!(error.code().id, "HW3025", "{error}");
+    what_is_too_large_when_unpacked_stops(&server).await;
+}
+
+/// M19: small on the wire and in the file, and above the limit when it is unpacked.
+async fn what_is_too_large_when_unpacked_stops(server: &Server) {
+    let connector = server.connector("shop", json!({ "max_event_bytes": 1 << 20 }));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    server.sql("USE shop;\nINSERT INTO items VALUES (100, 'a')");
+    let pack = match server.flavour {
+        Flavour::Mysql => "SET binlog_transaction_compression = ON",
+        Flavour::Mariadb => "SET GLOBAL log_bin_compress = ON",
+    };
+    let (_, before) = events(server);
+    server.sql(&format!("USE shop;\n{pack};\nINSERT INTO items VALUES (101, repeat('x', 20000000))"));
+    let (found, _) = events(server);
+    assert!(found.last().is_some_and(|(at, _)| at - before < 1 << 20), "it is compressed: {found:?}");
+    let error = reader.stops().await;
+    assert_eq!((error.code().id, reader.lines.len()), ("HW3025", 1), "{error}");
 }
 
 on_both! {
