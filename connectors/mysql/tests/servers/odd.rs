@@ -1,8 +1,13 @@
 //! Rare things that a server does in the middle of a stream.
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, Server, on_both, shared, start};
+use crate::support::{Flavour, Reader, Server, find, on_both, shared, start};
 
 /// M22: a temporary table hides the captured one of the same name in its session, and goes with it.
 async fn a_temporary_table_of_the_same_name_is_another(flavour: Flavour) {
@@ -103,11 +108,27 @@ async fn gaps_in_the_names_are_read_once_and_a_new_uuid_changes_nothing() {
 }
 
 /// MariaDB's plugin that has the keys of encrypted files.
-fn key_plugin() -> std::path::PathBuf {
+fn key_plugin() -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/mysql-client-path.sh");
-    let output = std::process::Command::new(script).args(["mariadb", "keys"]).output().expect("the script runs");
+    let output = Command::new(script).args(["mariadb", "keys"]).output().expect("the script runs");
     assert!(output.status.success(), "no plugin: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().into()
+}
+
+/// A server like another, but with its keys in a file. Since 9 such a thing is asked for beside the program and beside what does it.
+fn with_keyring(base: &Path, directory: &Path, keys: &str) -> PathBuf {
+    let own = directory.join("usr");
+    assert!(Command::new("cp").arg("-as").args([base, own.as_path()]).status().expect("cp").success());
+    // The program looks where it really is.
+    for name in ["bin/mysqld", "sbin/mysqld"] {
+        std::fs::remove_file(own.join(name)).expect("a link");
+        std::fs::copy(base.join(name), own.join(name)).expect("the program");
+    }
+    let manifest = json!({ "components": "file://component_keyring_file" });
+    std::fs::write(own.join("sbin/mysqld.my"), manifest.to_string()).expect("a file");
+    let place = json!({ "path": keys, "read_only": false });
+    std::fs::write(own.join("lib/mysql/plugin/component_keyring_file.cnf"), place.to_string()).expect("a file");
+    own
 }
 
 /// M19: files that nobody can read without the server's key come in clear.
@@ -116,12 +137,17 @@ async fn an_encrypted_binlog_is_read(flavour: Flavour) {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(keys.path(), open).expect("its rights");
     let place = keys.path().join("keys").display().to_string();
+    let mut base = find(flavour);
     let settings = match flavour {
-        Flavour::Mysql => vec![
+        Flavour::Mysql if base.join("lib/plugin/keyring_file.so").exists() => vec![
             "--early-plugin-load=keyring_file.so".to_owned(),
             format!("--keyring-file-data={place}"),
             "--binlog-encryption=ON".into(),
         ],
+        Flavour::Mysql => {
+            base = with_keyring(&base, keys.path(), &place);
+            vec!["--binlog-encryption=ON".into()]
+        }
         Flavour::Mariadb => {
             std::fs::write(&place, format!("1;{}\n", "5a".repeat(32))).expect("a key");
             let plugin = key_plugin();
@@ -135,7 +161,7 @@ async fn an_encrypted_binlog_is_read(flavour: Flavour) {
         }
     };
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-    let server = Server::start(flavour, &settings);
+    let server = Server::start_of(base, flavour, &settings);
     server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY, name text)");
     let connector = server.connector("shop", json!({}));
     let first = start(&*connector).await;

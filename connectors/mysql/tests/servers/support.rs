@@ -44,10 +44,15 @@ pub struct Server {
 impl Server {
     /// Makes a data directory and starts. `settings` are options of the server's command line.
     pub fn start(flavour: Flavour, settings: &[&str]) -> Self {
+        Self::start_of(find(flavour), flavour, settings)
+    }
+
+    /// The same of a server that is elsewhere.
+    pub fn start_of(base: PathBuf, flavour: Flavour, settings: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hw-my-").tempdir().expect("a temporary directory");
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let server = Self { flavour, base: find(flavour), directory, settings, port };
+        let server = Self { flavour, base, directory, settings, port };
         if is_root() {
             run(Command::new("chown").arg("nobody").arg(server.directory.path()));
         }
@@ -368,7 +373,8 @@ fn tell(url: &str, log: &Path) {
     eprintln!("--- the server at {}\n{doing}\n--- its log\n{}", log.display(), said.join("\n"));
 }
 
-fn find(flavour: Flavour) -> PathBuf {
+/// Where the server is installed.
+pub fn find(flavour: Flavour) -> PathBuf {
     // The daemon's tests use this file too, from the project's own directory.
     let place = ["scripts", "../../scripts"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join("mysql-path.sh"));
     let script = place.into_iter().find(|path| path.exists()).expect("scripts/mysql-path.sh");
