@@ -72,6 +72,18 @@ impl Selection {
         any(&self.taken) && !any(&self.left_out)
     }
 
+    /// The same where capitals make no difference, of the patterns and of the name.
+    pub fn selects_any_case(&self, space: &str, table: &str) -> bool {
+        let folded = |pattern: &Pattern| Pattern {
+            text: String::new(),
+            space: pattern.space.to_lowercase(),
+            table: pattern.table.to_lowercase(),
+        };
+        let (space, table) = (space.to_lowercase(), table.to_lowercase());
+        let is_in = |list: &[Pattern]| list.iter().any(|pattern| folded(pattern).matches(&space, &table));
+        is_in(&self.taken) && !is_in(&self.left_out)
+    }
+
     /// The same with the parts in one.
     pub fn selects_name(&self, name: &str) -> bool {
         name.split_once('.').is_some_and(|(space, table)| self.selects(space, table))

@@ -238,6 +238,10 @@ pub struct Query<'a> {
     pub database: &'a [u8],
     /// The statement in the character set of its session.
     pub text: &'a [u8],
+    /// Bits of the session's mode, by which the statement was read.
+    pub sql_mode: Option<u64>,
+    /// A collation of that character set.
+    pub charset: Option<u16>,
 }
 
 impl<'a> Query<'a> {
@@ -248,11 +252,34 @@ impl<'a> Query<'a> {
         let database = usize::from(cursor.u8()?);
         cursor.u16()?;
         let status = usize::from(cursor.u16()?);
-        cursor.take(status)?;
+        let (sql_mode, charset) = session(Cursor::new(cursor.take(status)?));
         let database = cursor.take(database)?;
         cursor.take(1)?;
-        Ok(Self { database, text: cursor.rest() })
+        Ok(Self { database, text: cursor.rest(), sql_mode, charset })
     }
+}
+
+/// What a statement was read by: the mode and the character set, as far as the event says so. Both stand before anything unknown.
+fn session(mut cursor: Cursor<'_>) -> (Option<u64>, Option<u16>) {
+    let (mut sql_mode, mut charset) = (None, None);
+    while let Ok(code) = cursor.u8() {
+        let taken = match code {
+            // Flags, and the steps of numbers that are given out.
+            0 | 3 => cursor.take(4).map(drop),
+            1 => cursor.u64().map(|mode| sql_mode = Some(mode)),
+            4 => cursor.u16().and_then(|client| {
+                charset = Some(client);
+                cursor.take(4).map(drop)
+            }),
+            // The time zone and the catalogue.
+            5 | 6 => cursor.u8().and_then(|len| cursor.take(usize::from(len)).map(drop)),
+            _ => break,
+        };
+        if taken.is_err() {
+            break;
+        }
+    }
+    (sql_mode, charset)
 }
 
 /// What begins a transaction.

@@ -33,6 +33,9 @@ pub struct Options {
     /// What a `TRUNCATE` of a selected table does.
     #[serde(default)]
     pub on_truncate: OnTruncate,
+    /// What a partition of a selected table does that is dropped or truncated, or that becomes a table of its own.
+    #[serde(default)]
+    pub on_partition_drop: OnPartitionDrop,
     /// What happens to a date with a zero as year, month or day, which is none of the calendar.
     #[serde(default)]
     pub zero_dates: ZeroDates,
@@ -58,6 +61,18 @@ pub enum OnTruncate {
     Stop,
     /// An event of its own tells readers that all rows of the table are gone.
     Event,
+}
+
+/// See [`Options::on_partition_drop`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPartitionDrop {
+    /// The connector stops before it.
+    #[default]
+    Stop,
+    /// The connector goes on. The binlog does not say which rows were in it, so they stay in the topic: right for those who keep the topic
+    /// longer than the table.
+    Ignore,
 }
 
 /// See [`Options::zero_dates`].
@@ -88,6 +103,8 @@ pub struct Settings {
     pub replica_uuid: String,
     /// See [`Options`].
     pub on_truncate: OnTruncate,
+    /// See [`Options`].
+    pub on_partition_drop: OnPartitionDrop,
     /// See [`Options`].
     pub zero_dates: ZeroDates,
     /// See [`Options`].
@@ -145,6 +162,7 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
             server_id: options.server_id.unwrap_or(own_id),
             replica_uuid: uuid(&replica.unwrap_or(digest)),
             on_truncate: options.on_truncate,
+            on_partition_drop: options.on_partition_drop,
             zero_dates: options.zero_dates,
             max_event_bytes: max_event_bytes as usize,
             accept_cascades: options.accept_cascades,

@@ -220,11 +220,12 @@ impl SourceConnector for MysqlConnector {
         let (set, spot) = inspect::end(&mut connection).await?;
         let is_at_end = flavour == Flavour::Mariadb && place.set.covers(&set);
         let stood = if is_at_end { spot.mark() } else { Mark::default() };
+        let folds = omitted::folds(&mut connection).await?;
         let stream = dump::begin(connection, &place, &self.settings).await?;
         let trail = Arc::new(Trail::new(spot.mark()));
         let streamed = Streamed { server, has_names: !place.is_of_files(), trail: Arc::clone(&trail) };
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(streamed);
-        let opening = Opening { identity: found, is_bound, place, stood, trail, drift: self.drift.clone() };
+        let opening = Opening { identity: found, is_bound, place, stood, trail, folds, drift: self.drift.clone() };
         Ok(Box::new(MysqlSource::new(Arc::clone(&self.settings), flavour, stream, opening)))
     }
 }

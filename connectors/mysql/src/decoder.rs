@@ -20,7 +20,7 @@ use crate::{
     position::{Mark as At, Partial, Place, Spot},
     relation::{Table, Tables},
     rows::{self, Action, Fault, Rows},
-    statement::Name,
+    statement::Write,
     stops,
     table_map::{self, TableMap},
     trail::Trail,
@@ -42,7 +42,9 @@ pub enum Event {
     Table,
     /// A statement that changes rows of a table which is not selected; the caller finds out whether it can reach another one, clears it,
     /// and applies the event again.
-    Statement(Name),
+    Statement(Write),
+    /// A truncate of a selected table that was not described; the caller looks it up, and applies the event again.
+    Truncated(String),
     /// The events of a compressed transaction, to be applied next.
     Unpacked(Vec<u8>),
     /// The server has nothing more to send now.
@@ -69,6 +71,8 @@ struct Open {
     mark_changes: usize,
     /// Whether this batch knows it.
     announced: bool,
+    /// Whether this batch or one before it has changes of it.
+    has_changes: bool,
 }
 
 /// See the module's page.
@@ -100,8 +104,12 @@ pub struct Decoder {
     /// Selected tables that the statement described and of which no rows came yet.
     mapped: Vec<u64>,
     news: News,
-    /// Tables whose rows a statement may change, since DDL came last.
-    cleared: Vec<Name>,
+    /// Statements that change no selected table, since DDL came last.
+    cleared: Vec<Write>,
+    /// A table that a truncate names and the catalogue does not have.
+    gone: Option<String>,
+    /// Whether the server does not tell capitals apart in names.
+    folds: bool,
     id: String,
     limits: Limits,
 }
@@ -127,6 +135,8 @@ impl Decoder {
             mapped: Vec::new(),
             news: News::default(),
             cleared: Vec::new(),
+            gone: None,
+            folds: false,
             spot: place.spot,
             time: 0,
             is_bound,
@@ -381,6 +391,7 @@ impl Decoder {
             mark_bytes: batch.size_bytes(),
             mark_changes: batch.changes().len(),
             announced: false,
+            has_changes: false,
         });
         Ok(Event::Nothing)
     }
@@ -409,7 +420,7 @@ impl Decoder {
         self.set.insert(open.gtid);
         self.set.advance(&self.reading.file, self.reading.at);
         self.spot.clone_from(&self.reading);
-        if open.announced || open.skip > 0 {
+        if open.has_changes || open.skip > 0 {
             self.last_change = Some(open.gtid);
         }
         Ok(Event::Boundary)
@@ -454,7 +465,7 @@ impl Decoder {
             // Writing to a String cannot fail.
             let _ = write!(self.id, "{}", open.gtid);
             batch.begin_transaction(&self.id, open.commit_time_us);
-            open.announced = true;
+            (open.announced, open.has_changes) = (true, true);
         }
     }
 

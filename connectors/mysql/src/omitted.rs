@@ -4,10 +4,11 @@ use headwater_connector::{Error, Result};
 
 use crate::{
     catalog::cell,
-    codes,
-    connection::{Connection, Flavour, literal},
+    check, codes,
+    config::Settings,
+    connection::{Connection, Flavour, ident, literal},
     connector::Selected,
-    statement::Name,
+    statement::{Reads, Write},
 };
 
 /// Why changes of the tables would be missing. Who may not ask is told of that privilege elsewhere.
@@ -37,15 +38,136 @@ pub async fn faults(connection: &mut Connection, tables: &[Selected]) -> Result<
     Ok(found)
 }
 
-/// Whether a statement that changes rows of this table can change rows of others: it is a view, or has triggers. Of a temporary table
-/// the catalogue knows nothing, and it has neither.
-pub async fn reaches_others(connection: &mut Connection, name: &Name) -> Result<bool> {
-    let [database, table] = [&name.database, &name.table].map(|part| literal(&String::from_utf8_lossy(part)));
+/// What a statement on a table that is not selected may do to others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It changes no other table.
+    Nothing,
+    /// It may change another one, and why.
+    Others(&'static str),
+    /// The user does not see what would tell; with this privilege it would.
+    Unseen { grant: String },
+}
+
+/// Whether a statement on a table that is not selected can change others: there or among what it reads is a view, or the table has
+/// triggers or children. It is asked of what is there now. Of a temporary table the catalogue knows nothing, and it has neither.
+pub async fn reach(connection: &mut Connection, settings: &Settings, write: &Write) -> Result<Reach> {
+    let Some(reads) = &write.reads else {
+        return Ok(Reach::Others("it may call a stored function, or cannot be read with certainty"));
+    };
+    let (Ok(database), Ok(table)) = (str::from_utf8(&write.table.database), str::from_utf8(&write.table.table)) else {
+        return Ok(Reach::Others("its table's name is no UTF-8"));
+    };
+    if let Some(grant) = missing(connection, database, reads).await? {
+        return Ok(Reach::Unseen { grant });
+    }
+    let folds = folds(connection).await?;
+    let named = |name: &str| literal(&if folds { name.to_lowercase() } else { name.to_owned() });
+    let list = |names: &mut dyn Iterator<Item = &str>| names.map(named).collect::<Vec<_>>().join(", ");
+    let databases = list(&mut reads.databases.iter().map(String::as_str).chain([database]));
+    let names = list(&mut reads.names.iter().map(String::as_str).chain([table]));
     let views = format!(
-        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = {database} AND TABLE_NAME = {table} AND TABLE_TYPE = 'VIEW'"
+        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA IN ({databases}) AND TABLE_NAME IN ({names}) AND TABLE_TYPE = 'VIEW' LIMIT 1"
     );
     let triggers = format!(
-        "SELECT 1 FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {database} AND EVENT_OBJECT_TABLE = {table} LIMIT 1"
+        "SELECT 1 FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = {} AND EVENT_OBJECT_TABLE = {} LIMIT 1",
+        named(database),
+        named(table)
     );
-    Ok(!connection.query(&views).await?.is_empty() || !connection.query(&triggers).await?.is_empty())
+    for (sql, why) in [(views, "it names a view"), (triggers, "its table has triggers")] {
+        if !connection.query(&sql).await?.is_empty() {
+            return Ok(Reach::Others(why));
+        }
+    }
+    // Where the binlog lacks what foreign keys do, it is known already.
+    if check::logs_cascades(connection).await? && has_children(connection, settings).await? {
+        return Ok(Reach::Others("foreign keys change rows of a selected table, and only as part of the statement"));
+    }
+    Ok(Reach::Nothing)
+}
+
+/// Whether foreign keys change rows of any selected table.
+async fn has_children(connection: &mut Connection, settings: &Settings) -> Result<bool> {
+    let sql = "SELECT CONSTRAINT_SCHEMA, TABLE_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS \
+               WHERE DELETE_RULE NOT IN ('RESTRICT', 'NO ACTION') OR UPDATE_RULE NOT IN ('RESTRICT', 'NO ACTION')";
+    Ok(connection.query(sql).await?.iter().any(|row| settings.selects(cell(row, 0), cell(row, 1))))
+}
+
+/// Whether the server does not tell capitals apart in the names of tables.
+pub async fn folds(connection: &mut Connection) -> Result<bool> {
+    Ok(connection.value("SELECT @@lower_case_table_names").await?.is_some_and(|value| value != "0"))
+}
+
+/// The privilege that is missing to see triggers of one database's tables, and views of all that the statement may name.
+async fn missing(connection: &mut Connection, database: &str, reads: &Reads) -> Result<Option<String>> {
+    let rows = connection.query("SHOW GRANTS").await?;
+    let grants = Grants::of(rows.iter().map(|row| cell(row, 0)));
+    if grants.has("SELECT", database)
+        && grants.has("TRIGGER", database)
+        && reads.databases.iter().all(|of| grants.has("SELECT", of))
+    {
+        return Ok(None);
+    }
+    let user = connection.value("SELECT CURRENT_USER()").await?.unwrap_or_default();
+    let (name, host) = user.rsplit_once('@').unwrap_or((&user, "%"));
+    let account = format!("{}@{}", literal(name), literal(host));
+    let others = reads.databases.iter().filter(|of| *of != database && !grants.has("SELECT", of));
+    let grant = |what: &str, of: &str| format!("GRANT {what} ON {}.* TO {account};", ident(of));
+    let own = [grant("SELECT, TRIGGER", database)]
+        .into_iter()
+        .filter(|_| !(grants.has("SELECT", database) && grants.has("TRIGGER", database)));
+    Ok(Some(own.chain(others.map(|of| grant("SELECT", of))).collect::<Vec<_>>().join(" ")))
+}
+
+/// What a user may do in whole databases, by the words of its grants.
+struct Grants(Vec<(String, Option<String>)>);
+
+impl Grants {
+    /// From the lines of SHOW GRANTS. Where something was taken out of a privilege on everything, that one does not count.
+    fn of<'a>(lines: impl Iterator<Item = &'a str> + Clone) -> Self {
+        let has_holes = lines.clone().any(|line| line.starts_with("REVOKE "));
+        let one = |line: &str| {
+            let (privileges, rest) = line.strip_prefix("GRANT ")?.split_once(" ON ")?;
+            let scope = rest.rsplit_once(" TO ").map_or(rest, |(scope, _)| scope);
+            let database = match scope.strip_suffix(".*")? {
+                "*" if has_holes => return None,
+                "*" => None,
+                // A letter that stands for others is written with a backslash where it does not.
+                quoted => Some(quoted.trim_matches('`').replace("``", "`").replace('\\', "")),
+            };
+            Some((format!(",{},", privileges.replace(", ", ",")), database))
+        };
+        Self(lines.filter_map(one).collect())
+    }
+
+    fn has(&self, privilege: &str, database: &str) -> bool {
+        self.0.iter().any(|(privileges, of)| {
+            of.as_deref().is_none_or(|of| of == database)
+                && [privilege, "ALL PRIVILEGES"].iter().any(|one| privileges.contains(&format!(",{one},")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Grants;
+
+    #[test]
+    fn a_grant_counts_for_its_databases_only() {
+        let lines = [
+            "GRANT USAGE, REPLICATION SLAVE ON *.* TO `hw`@`%` IDENTIFIED BY PASSWORD '*12 ON *.* TO '",
+            "GRANT SELECT, TRIGGER ON `a\\_b`.* TO `hw`@`%`",
+            "GRANT ALL PRIVILEGES ON `c``d`.* TO `hw`@`%` WITH GRANT OPTION",
+            "GRANT SELECT ON `e`.`t` TO `hw`@`%`",
+            "GRANT SELECT (`a`), TRIGGER (`b`) ON `f`.`t` TO `hw`@`%`",
+            "GRANT `some`@`%` TO `hw`@`%`",
+        ];
+        let grants = Grants::of(lines.into_iter());
+        for (database, sees) in [("a_b", true), ("axb", false), ("c`d", true), ("e", false), ("f", false), ("mysql", false)] {
+            assert_eq!(grants.has("SELECT", database) && grants.has("TRIGGER", database), sees, "{database}");
+        }
+        let all = ["GRANT SELECT, TRIGGER ON *.* TO `hw`@`%`", "REVOKE SELECT ON `x`.* FROM `hw`@`%`"];
+        assert!(Grants::of(all[..1].iter().copied()).has("TRIGGER", "any"));
+        assert!(!Grants::of(all.into_iter()).has("SELECT", "any"));
+    }
 }

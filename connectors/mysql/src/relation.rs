@@ -8,7 +8,7 @@ use crate::{
     catalog::{self, ColumnFacts, TableFacts},
     codes,
     config::{Settings, ZeroDates},
-    connection::{Connection, Flavour, ident},
+    connection::{Connection, Flavour, ident, literal},
     decode::Codec,
     table_map::{self, TableMap},
     types::{self, Hint, Resolved},
@@ -282,4 +282,17 @@ pub fn shape_now(settings: &Settings, facts: &TableFacts) -> Result<(Schema, Vec
 /// The catalogue's word on a table.
 pub async fn ask(connection: &mut Connection, map: &TableMap<'_>) -> Result<Option<TableFacts>> {
     catalog::table(connection, map.database, map.table).await
+}
+
+/// The same by `database.table`, under the name that the server keeps it by.
+pub async fn ask_by_name(connection: &mut Connection, table: &str) -> Result<Option<TableFacts>> {
+    let Some((database, name)) = table.split_once('.') else { return Ok(None) };
+    let place = format!("TABLE_SCHEMA = {} AND TABLE_NAME = {}", literal(database), literal(name));
+    let rows = connection
+        .query(&format!("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE <> 'VIEW' AND {place}"))
+        .await?;
+    match rows.first() {
+        Some(row) => catalog::table(connection, catalog::cell(row, 0), catalog::cell(row, 1)).await,
+        None => Ok(None),
+    }
 }

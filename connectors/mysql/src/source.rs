@@ -22,10 +22,11 @@ use crate::{
     drift::{Drift, News},
     error::torn,
     monitor::{Quiet, StreamMonitor},
-    omitted, payload,
+    omitted::{self, Reach},
+    payload,
     position::{Mark, Place, Spot},
-    relation::{self, Table},
-    statement::Name,
+    relation::{self, Shape, Table},
+    statement::Write,
     stream::{Chunk, Stream},
     table_map::TableMap,
     trail::Trail,
@@ -87,15 +88,18 @@ pub struct Opening {
     pub trail: Arc<Trail>,
     /// What was found before, by a stream that ended.
     pub drift: Drift,
+    /// Whether the server does not tell capitals apart in names.
+    pub folds: bool,
 }
 
 impl MysqlSource {
     /// Reads on where it was left.
     pub fn new(settings: Arc<Settings>, flavour: Flavour, stream: Stream, opening: Opening) -> Self {
-        let Opening { identity, is_bound, place, stood, trail, drift } = opening;
+        let Opening { identity, is_bound, place, stood, trail, folds, drift } = opening;
         let mut decoder = Decoder::new(place.clone(), is_bound, Arc::clone(&settings));
         decoder.follow((flavour == Flavour::Mariadb).then(|| Arc::clone(&trail)), stood);
         decoder.reads_from(Spot::owner_of(&identity));
+        decoder.compare(folds);
         let (quiet, seen) = watch::channel(Quiet { set: place.set.clone(), last_change: None });
         let monitor = Arc::new(StreamMonitor::new(settings.server.clone(), seen, drift.clone()));
         Self {
@@ -161,11 +165,8 @@ impl MysqlSource {
                     self.describe(event.get(HEAD..).unwrap_or_default()).await?;
                     applied = Event::Nothing;
                 }
-                let is_unclear = matches!(applied, Event::Statement(_));
-                if let Event::Statement(name) = applied {
-                    self.clear(name).await?;
-                    applied = Event::Nothing;
-                }
+                let is_unclear = matches!(applied, Event::Statement(_) | Event::Truncated(_));
+                applied = self.look_up(applied).await?;
                 if applied != Event::Cut && !is_unclear {
                     unpacked.taken = unpacked.bytes.len() - rest.len();
                 }
@@ -202,10 +203,10 @@ impl MysqlSource {
                 self.again = Some(event);
                 Ok(Some(Event::Cut))
             }
-            Event::Statement(name) => {
-                self.clear(name).await?;
+            unclear @ (Event::Statement(_) | Event::Truncated(_)) => {
+                let known = self.look_up(unclear).await?;
                 self.again = Some(event);
-                Ok(Some(Event::Nothing))
+                Ok(Some(known))
             }
             event => Ok(Some(event)),
         }
@@ -267,15 +268,39 @@ impl MysqlSource {
         Ok(())
     }
 
-    /// Lets a statement on a table that is not selected pass, or stops if it can reach one that is.
-    async fn clear(&mut self, name: Name) -> Result<()> {
-        let mut connection = self.catalog().await?;
-        let reaches = omitted::reaches_others(&mut connection, &name).await?;
-        self.catalog = Some(connection);
-        if reaches {
-            return Err(self.decoder.unclear(&name));
+    /// Asks the catalogue what the decoder has to know before it can take a statement; other events stay as they are.
+    async fn look_up(&mut self, event: Event) -> Result<Event> {
+        match event {
+            Event::Statement(write) => self.clear(write).await?,
+            Event::Truncated(table) => self.describe_now(table).await?,
+            event => return Ok(event),
         }
-        self.decoder.clear(name);
+        Ok(Event::Nothing)
+    }
+
+    /// Lets a statement on a table that is not selected pass, or stops if it can reach one that is.
+    async fn clear(&mut self, write: Write) -> Result<()> {
+        let mut connection = self.catalog().await?;
+        let reach = omitted::reach(&mut connection, &self.settings, &write).await?;
+        self.catalog = Some(connection);
+        if reach != Reach::Nothing {
+            return Err(self.decoder.unclear(&write.table, &reach));
+        }
+        self.decoder.clear(write);
+        Ok(())
+    }
+
+    /// Learns a selected table from the catalogue, which has it as it is now; the binlog's next description says more.
+    async fn describe_now(&mut self, table: String) -> Result<()> {
+        let mut connection = self.catalog().await?;
+        let facts = relation::ask_by_name(&mut connection, &table).await?;
+        self.catalog = Some(connection);
+        let Some(facts) = facts else {
+            self.decoder.is_gone(table);
+            return Ok(());
+        };
+        let (schema, codecs) = relation::shape_now(&self.settings, &facts)?;
+        self.decoder.tables.remember(&facts.full_name(), &[], Shape { schema: Arc::new(schema), codecs });
         Ok(())
     }
 

@@ -5,9 +5,9 @@ use headwater_connector::Error;
 use crate::{
     codes,
     error::torn,
+    omitted::Reach,
     payload::Bad,
     position::{Partial, Spot},
-    statement::Name,
 };
 
 fn at_spot(error: Error, spot: &Spot) -> Error {
@@ -85,19 +85,47 @@ pub fn unknown(kind: u8, spot: &Spot) -> Error {
         .hint("Upgrade headwater; `headwater explain HW3019` has more.")
 }
 
-/// A statement that changes rows, or may do so.
-pub fn statement(name: Option<&Name>, spot: &Spot) -> Error {
-    let what = match name {
+/// A statement that changes rows of a selected table, or may do so.
+pub fn statement(table: Option<&str>, spot: &Spot) -> Error {
+    let what = match table {
         Some(_) => "the binlog holds a statement that changes rows of a selected table, and not the rows",
         None => "the binlog holds a statement that may change rows of a selected table",
     };
     let error = at_spot(Error::new(&codes::STATEMENT, what), spot);
-    let table = |name: &Name| format!("{}.{}", String::from_utf8_lossy(&name.database), String::from_utf8_lossy(&name.table));
-    let error = match name {
-        Some(name) => error.at("table", table(name)),
+    let error = match table {
+        Some(table) => error.at("table", table),
         None => error,
     };
     error.hint("Run SET GLOBAL binlog_format = 'ROW'; and let no session set another; then begin anew with `headwater reset`.")
+}
+
+/// A statement on a table that is not selected, of which it cannot be said that it changes no other one.
+pub fn unclear(table: &str, reach: &Reach, spot: &Spot) -> Error {
+    let error = match reach {
+        Reach::Unseen { grant } => {
+            let error = statement(None, spot).at("why", "the user cannot see whether the table has triggers or what are views");
+            error.hint(format!(
+                "Run {grant} and restart the connector. If it stops here again, run SET GLOBAL binlog_format = 'ROW'; and begin anew \
+                 with `headwater reset`."
+            ))
+        }
+        Reach::Others(why) => statement(None, spot).at("why", why),
+        Reach::Nothing => statement(None, spot),
+    };
+    error.at("of", table)
+}
+
+/// Rows that came into a table or left it without being in the binlog.
+pub fn moved(table: &str, spot: &Spot) -> Error {
+    at_spot(
+        Error::new(
+            &codes::STATEMENT,
+            "ALTER TABLE moved rows into or out of a selected table, and the binlog does not hold them",
+        ),
+        spot,
+    )
+    .at("table", table)
+    .hint("Begin anew with `headwater reset`, or take the table out of `tables`; `headwater explain HW3020` has more.")
 }
 
 /// An image without all columns.
@@ -129,13 +157,21 @@ pub fn rolled_back(transaction: &str) -> Error {
         .hint("Run ALTER TABLE ... ENGINE = InnoDB; then begin anew with `headwater reset`.")
 }
 
-/// The policy of truncates, or a table of which nothing is known.
-pub fn truncated(table: &str, transaction: &str, is_policy: bool) -> Error {
-    let what = if is_policy { "a table was truncated" } else { "a table was truncated before any of its rows came" };
-    Error::new(&codes::TRUNCATE_STOPPED, what)
+/// The policy of truncates.
+pub fn truncated(table: &str, transaction: &str) -> Error {
+    Error::new(&codes::TRUNCATE_STOPPED, "a table was truncated")
         .at("table", table)
         .at("transaction", transaction)
         .hint("Set `on_truncate: event` to let truncates pass as events of their own, or take the table out of `tables`.")
+}
+
+/// The policy of partitions.
+pub fn partitions(table: &str, names: &str, transaction: &str) -> Error {
+    Error::new(&codes::TRUNCATE_STOPPED, "partitions left a table, and the binlog does not hold their rows")
+        .at("table", table)
+        .at("partitions", names)
+        .at("transaction", transaction)
+        .hint("Set `on_partition_drop: ignore` to go on and leave their rows in the topic, or take the table out of `tables`.")
 }
 
 /// A date that is none.

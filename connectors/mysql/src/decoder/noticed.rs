@@ -1,10 +1,7 @@
 //! What the stream shows beside rows: tables that were opened and not changed, and tables that are gone.
 
 use super::Decoder;
-use crate::{
-    drift::News,
-    statement::{Head, Name},
-};
+use crate::{drift::News, statement::Head};
 
 impl Decoder {
     /// What was noticed since the last time.
@@ -40,17 +37,14 @@ impl Decoder {
     pub(super) fn dropped(&mut self, head: &Head) {
         match head {
             Head::Drop(names) => {
-                for Name { database, table } in names {
-                    if let (Ok(database), Ok(table)) = (std::str::from_utf8(database), std::str::from_utf8(table))
-                        && self.settings.selects(database, table)
-                    {
-                        News::note(&mut self.news.dropped, &format!("{database}.{table}"));
-                    }
-                }
+                let selected: Vec<String> =
+                    names.iter().filter(|name| self.selects(name)).map(|name| self.stored(name)).collect();
+                selected.iter().for_each(|table| News::note(&mut self.news.dropped, table));
             }
             Head::DropDatabase(database) => {
                 let Ok(database) = std::str::from_utf8(database) else { return };
-                for table in self.tables.names().filter(|name| name.split_once('.').is_some_and(|(of, _)| of == database)) {
+                let is = |of: &str| of == database || self.folds && of.to_lowercase() == database.to_lowercase();
+                for table in self.tables.names().filter(|name| name.split_once('.').is_some_and(|(of, _)| is(of))) {
                     News::note(&mut self.news.dropped, table);
                 }
             }

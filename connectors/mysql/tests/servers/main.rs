@@ -12,6 +12,7 @@ mod network;
 mod odd;
 mod omitted;
 mod packets;
+mod partitions;
 mod prepared;
 mod proxy;
 mod replicas;

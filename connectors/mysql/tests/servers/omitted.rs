@@ -71,6 +71,10 @@ async fn written_as_a_statement(server: &Server, before: &str, statement: &str) 
     }
 }
 
+const CHANGING: &str = "CREATE FUNCTION f(a int) RETURNS int DETERMINISTIC BEGIN UPDATE items SET name = 'b'; RETURN a + 7; END";
+const VIEWED: &str = "CREATE FUNCTION f(a int) RETURNS int DETERMINISTIC BEGIN UPDATE items SET name = 'b'; RETURN a + 7; END;\n\
+                      CREATE VIEW seen AS SELECT f(1) AS id";
+
 /// M11: the rows of a captured table change, and the statement does not name it, or not where one would look.
 async fn a_statement_that_reaches_a_captured_table_stops(flavour: Flavour) {
     let mut cases = vec![
@@ -81,6 +85,16 @@ async fn a_statement_that_reaches_a_captured_table_stops(flavour: Flavour) {
         ("SELECT 1", "/*!50000 UPDATE */ items SET name = 'b'"),
         ("SELECT 1", "/*!999999 SELECT */ UPDATE items SET name = 'b'"),
         ("SELECT 1", "BEGIN;\nINSERT INTO other VALUES (1);\nDELETE FROM items;\nCOMMIT"),
+        ("SELECT 1", "INSERT INTO /*!99999 other */ items VALUES (5, 'b')"),
+        ("SELECT 1", "INSERT INTO /*!50000 items */ /*!99999 other */ VALUES (5, 'b')"),
+        (CHANGING, "INSERT INTO other VALUES (f(1))"),
+        (CHANGING, "INSERT INTO other VALUES (`f` (1))"),
+        (CHANGING, "SET sql_mode = 'NO_BACKSLASH_ESCAPES';\nINSERT INTO other VALUES (length('\\') + f(length('')))"),
+        (VIEWED, "INSERT INTO other SELECT id FROM seen"),
+        (
+            "CREATE TABLE quick (id int PRIMARY KEY);\nCREATE TRIGGER t BEFORE INSERT ON quick FOR EACH ROW DELETE FROM items",
+            "INSERT quick VALUES (1)",
+        ),
     ];
     match flavour {
         Flavour::Mariadb => cases.extend([
@@ -104,10 +118,46 @@ async fn a_statement_that_reaches_no_captured_table_passes(flavour: Flavour) {
         "INSERT INTO other VALUES (1);\nREPLACE INTO other SELECT id + 1 FROM items",
         "CREATE TEMPORARY TABLE passing (id int PRIMARY KEY);\nINSERT INTO passing SELECT id FROM items;\nDROP TEMPORARY TABLE passing",
         "BEGIN;\nINSERT INTO other VALUES (1);\nDELETE FROM other;\nCOMMIT",
+        "SET sql_mode = 'ANSI_QUOTES';\nINSERT INTO \"other\" SELECT COUNT(*) + 1 -- f()\nFROM \"items\"",
+        "SET NAMES gbk;\nINSERT INTO other SELECT 1 FROM items WHERE name <> concat('é', lower('F(1)'))",
     ] {
         let found = written_as_a_statement(&server, "SELECT 1", statement).await;
         assert_eq!(found, Ok(vec!["Insert items 99,z".to_owned()]), "{statement}");
     }
+}
+
+/// A user that has what the docs ask for sees no triggers and no views elsewhere: nothing may be taken for harmless by that.
+async fn what_the_user_cannot_see_is_not_harmless(flavour: Flavour) {
+    let server = Server::start(flavour, &[]);
+    let replica = if flavour == Flavour::Mariadb { "BINLOG MONITOR" } else { "REPLICATION CLIENT" };
+    server.sql(&format!(
+        "CREATE DATABASE shop;\nCREATE DATABASE tools;\nCREATE TABLE shop.items (id int PRIMARY KEY);\nCREATE TABLE tools.other (id int PRIMARY KEY);\n\
+         CREATE TRIGGER tools.t BEFORE INSERT ON tools.other FOR EACH ROW INSERT INTO shop.items VALUES (NEW.id);\n\
+         CREATE VIEW tools.seen AS SELECT * FROM shop.items;\nCREATE TABLE tools.plain (id int PRIMARY KEY);\n\
+         CREATE USER reader@'%' IDENTIFIED BY 'secret';\nGRANT REPLICATION SLAVE, {replica} ON *.* TO reader@'%';\nGRANT SELECT ON shop.* TO reader@'%'"
+    ));
+    let url = server.url().replace("hw:", "reader:");
+    let connector = server.connector("shop", json!({ "url": url }));
+    for (statement, grant, why) in [
+        ("INSERT INTO tools.other VALUES (1)", "", "GRANT SELECT, TRIGGER ON `tools`.* TO 'reader'@'%';"),
+        ("INSERT INTO tools.seen VALUES (2)", "", "GRANT SELECT, TRIGGER ON `tools`.* TO 'reader'@'%';"),
+        ("INSERT INTO tools.other VALUES (3)", "GRANT SELECT ON tools.* TO reader@'%'", "GRANT SELECT, TRIGGER ON `tools`.* TO"),
+        ("INSERT INTO tools.other VALUES (4)", "GRANT SELECT, TRIGGER ON tools.* TO reader@'%'", "triggers"),
+        ("INSERT INTO tools.seen VALUES (5)", "", "view"),
+        ("INSERT INTO tools.plain SELECT id FROM mysql.nothing WHERE false", "", "GRANT SELECT ON `mysql`.* TO 'reader'@'%';"),
+    ] {
+        server.sql(&format!("CREATE TABLE IF NOT EXISTS mysql.nothing (id int PRIMARY KEY);\n{grant}"));
+        let first = start(&*connector).await;
+        let mut reader = Reader::open(&*connector, &first).await;
+        server.sql(&format!("USE shop;\nSET binlog_format = STATEMENT;\n{statement}"));
+        let error = reader.stops().await;
+        assert_eq!(error.code().id, "HW3020", "{statement}: {error}");
+        assert!(error.to_string().contains(why), "{why:?} is not in: {error}");
+    }
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    server.sql("USE shop;\nSET binlog_format = STATEMENT;\nREPLACE INTO tools.plain SELECT COUNT(*) FROM items;\nSET binlog_format = ROW;\nINSERT INTO items VALUES (9)");
+    assert_eq!(reader.read(1).await, ["Insert items 9"], "what it sees to be harmless passes");
 }
 
 on_both! {
@@ -115,4 +165,5 @@ on_both! {
     a_replica_that_does_not_log_is_refused
     a_statement_that_reaches_a_captured_table_stops
     a_statement_that_reaches_no_captured_table_passes
+    what_the_user_cannot_see_is_not_harmless
 }

@@ -136,6 +136,32 @@ async fn a_truncate_stops_or_is_an_event(flavour: Flavour) {
     }
 }
 
+/// The reader knows the table from before the last connection only, or not at all.
+async fn a_truncate_that_comes_first_is_an_event_too(flavour: Flavour) {
+    let server = shared(flavour);
+    let (database, mut reader) = opened(server, json!({ "on_truncate": "event" })).await;
+    server.sql(&format!("USE {database};\nTRUNCATE TABLE items;\nINSERT INTO items VALUES (2, 'b')"));
+    assert_eq!(reader.read(2).await, ["Truncate items ", "Insert items 2,b"]);
+    // By now the table has another form, and then it is gone: what the truncate means stays the same.
+    let connector = server.connector(&database, json!({ "on_truncate": "event" }));
+    let mut at = start(&*connector).await;
+    server.sql(&format!(
+        "USE {database};\nTRUNCATE items;\nINSERT INTO items VALUES (3, 'c');\nALTER TABLE items ADD COLUMN more int;\nINSERT INTO items VALUES (4, 'd', 5)"
+    ));
+    let mut later = Reader::open(&*connector, &at).await;
+    assert_eq!(later.read(3).await, ["Truncate items ", "Insert items 3,c", "Insert items 4,d,5"]);
+    at.position = later.position.clone();
+    drop(later);
+    server.sql(&format!(
+        "USE {database};\nTRUNCATE items;\nDROP TABLE items;\nCREATE TABLE rest (id int PRIMARY KEY);\nINSERT INTO rest VALUES (6)"
+    ));
+    let mut last = Reader::open(&*connector, &at).await;
+    assert_eq!(last.read(1).await, ["Insert rest 6"]);
+    last.batch().await.unwrap_or_else(|error| panic!("{error}"));
+    let findings = last.source.monitor().findings();
+    assert!(findings.iter().any(|error| error.code().id == "HW3042"), "what is gone is told of: {findings:?}");
+}
+
 /// M15: the files that are needed are gone, or all of them are.
 async fn history_that_is_gone_stops(flavour: Flavour) {
     let server = Server::start(flavour, &[]);
@@ -273,6 +299,7 @@ on_both! {
     a_statement_instead_of_rows_stops
     a_row_without_all_columns_stops
     a_truncate_stops_or_is_an_event
+    a_truncate_that_comes_first_is_an_event_too
     history_that_is_gone_stops
     a_reset_that_new_transactions_have_overrun_stops
     the_rest_of_another_transaction_is_not_taken
