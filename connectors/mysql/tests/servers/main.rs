@@ -1,6 +1,7 @@
 //! Tests against real MariaDB and MySQL servers, one of each for the whole binary where that will do.
 
 mod bulk;
+mod cased;
 mod checks;
 mod chunks;
 mod engines;

@@ -107,6 +107,8 @@ impl Server {
         command.stdout(log()).stderr(log());
         // Not where every server of the machine makes tables under the same names.
         command.arg(format!("--tmpdir={}", self.directory.path().display()));
+        // How names are compared is settled with the first table.
+        command.args(self.settings.iter().filter(|setting| setting.starts_with("--lower-case-table-names")));
         if self.flavour == Flavour::Mysql {
             run(command.args(["--initialize-insecure", "--log-error-verbosity=1"]));
             return;
