@@ -39,7 +39,7 @@ headwater_connector::codes! { "codes";
     CASCADES = "HW3035", Config, "foreign keys change rows without a trace in the binlog";
     BACKFILL_TABLE = "HW3036", Config, "a table whose rows are to be read is gone or cannot be read in pieces";
     NOTHING_TO_REBIND = "HW3037", Config, "there is no position to keep";
-    ROLLED_BACK = "HW3038", Environment, "the binlog holds a transaction that was partly rolled back";
+    ROLLED_BACK = "HW3038", Environment, "a transaction was rolled back after rows of it were published";
     CONDITION_REFUSED = "HW3039", Config, "the server refuses the condition of a backfill";
     BACKFILL_WAITS = "HW3040", Retry, "a chunk of a table cannot be read now";
     GTID_SWITCHED = "HW3041", Environment, "the server's GTID mode was switched";

@@ -3,12 +3,13 @@
 mod noticed;
 mod prepared;
 mod statements;
+mod undone;
 
 use std::{borrow::Cow, sync::Arc};
 
 use headwater_connector::{Batch, Before, Error, Limits, Mark, Op, Result, Row, Schema, Value, fault};
 
-use self::prepared::Prepared;
+use self::{prepared::Prepared, undone::Savepoint};
 use crate::{
     binlog::{self, Bad, Begin, Checksum, Format, Header, kind},
     codes,
@@ -73,6 +74,9 @@ struct Open {
     announced: bool,
     /// Whether this batch or one before it has changes of it.
     has_changes: bool,
+    /// Whether one before it has.
+    is_cut: bool,
+    savepoints: Vec<Savepoint>,
 }
 
 /// See the module's page.
@@ -211,7 +215,7 @@ impl Decoder {
     pub fn begin_batch(&mut self, batch: &Batch, limits: &Limits) {
         self.limits = *limits;
         if let Some(open) = &mut self.open {
-            (open.announced, open.mark, open.mark_bytes, open.mark_changes) = (false, batch.mark(), 0, 0);
+            open.begin_batch(batch);
         }
     }
 
@@ -392,6 +396,8 @@ impl Decoder {
             mark_changes: batch.changes().len(),
             announced: false,
             has_changes: false,
+            is_cut: false,
+            savepoints: Vec::new(),
         });
         Ok(Event::Nothing)
     }

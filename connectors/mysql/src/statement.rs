@@ -17,9 +17,9 @@ pub enum Head {
     Begin,
     Commit,
     Rollback,
-    /// To a savepoint
-    RollbackTo,
-    Savepoint,
+    /// To a savepoint of this name
+    RollbackTo(Vec<u8>),
+    Savepoint(Vec<u8>),
     XaStart,
     /// `XA END`
     XaEnd,
@@ -159,13 +159,14 @@ fn head_of(mut words: Words<'_>) -> Head {
         }
         "COMMIT" => Head::Commit,
         "ROLLBACK" => {
-            if words.clone().any(&["TO"]) {
-                Head::RollbackTo
-            } else {
-                Head::Rollback
+            words.skip(&["WORK"]);
+            if !words.is_next("TO") {
+                return Head::Rollback;
             }
+            words.skip(&["SAVEPOINT"]);
+            words.part().map_or(Head::Rows(None), Head::RollbackTo)
         }
-        "SAVEPOINT" => Head::Savepoint,
+        "SAVEPOINT" => words.part().map_or(Head::Rows(None), Head::Savepoint),
         "XA" => match words.word().as_deref() {
             Some("START" | "BEGIN") => Head::XaStart,
             Some("END") => Head::XaEnd,

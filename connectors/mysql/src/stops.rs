@@ -150,11 +150,11 @@ pub fn held(transaction: &str, limit: usize) -> Error {
         .hint("Commit or roll back what XA RECOVER; lists, or change selected tables without XA; `headwater explain HW3026` has more.")
 }
 
-/// A transaction that kept some of its rows.
+/// A transaction that is published in part, and never happened.
 pub fn rolled_back(transaction: &str) -> Error {
-    Error::new(&codes::ROLLED_BACK, "a transaction with rows of a selected table was rolled back in part")
+    Error::new(&codes::ROLLED_BACK, "a transaction was rolled back of which rows are published or held")
         .at("transaction", transaction)
-        .hint("Run ALTER TABLE ... ENGINE = InnoDB; then begin anew with `headwater reset`.")
+        .hint("Begin anew with `headwater reset`; `headwater explain HW3038` tells how to keep it from coming back.")
 }
 
 /// The policy of truncates.

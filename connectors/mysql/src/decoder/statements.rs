@@ -32,9 +32,7 @@ impl Decoder {
     fn statement(&mut self, query: Query<'_>, header: &Header, body: &[u8], batch: &mut Batch) -> Result<Event> {
         let head = statement::head(&query);
         let reading = self.reading.clone();
-        let has_held = self.prepared.has_rows();
         let Some(open) = &mut self.open else { return Err(torn("a statement outside of transactions")) };
-        let has_changes = open.has_changes || open.skip > 0 && !open.is_again || has_held;
         match head {
             Head::Begin | Head::XaStart => {
                 open.is_bracketed = Some(true);
@@ -44,9 +42,10 @@ impl Decoder {
             Head::Commit => self.commit(header, body),
             Head::XaCommit(xid) => self.commit_prepared(&xid, header, body),
             Head::XaRollback(xid) => self.roll_back_prepared(&xid),
-            Head::Rollback | Head::RollbackTo if has_changes => Err(stops::rolled_back(&self.open_id())),
-            Head::Rollback => self.end(),
-            Head::RollbackTo | Head::Savepoint | Head::XaEnd => Ok(Event::Nothing),
+            Head::Rollback => self.roll_back(batch),
+            Head::RollbackTo(name) => self.roll_back_to(&name, batch),
+            Head::Savepoint(name) => self.set_savepoint(name, batch),
+            Head::XaEnd => Ok(Event::Nothing),
             Head::Truncate(name) => self.truncate(&name, batch),
             dropped @ (Head::Drop(_) | Head::DropDatabase(_)) => {
                 self.dropped(&dropped);

@@ -1,0 +1,98 @@
+//! Transactions that were rolled back and stand in the binlog all the same.
+
+use std::time::Duration;
+
+use headwater_connector::{Batch, Error, Kind, Limits, SourceConnector, Start};
+use serde_json::json;
+
+use crate::support::{Flavour, Reader, Server, on_both, start};
+
+/// A server whose sessions may mix tables with and without transactions, with a connector over one of each.
+async fn mixed(flavour: Flavour) -> (Server, Box<dyn SourceConnector>, Start) {
+    // With GTIDs MySQL refuses the mixture.
+    let settings: &[&str] = if flavour == Flavour::Mysql { &["--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"] } else { &[] };
+    let server = Server::start(flavour, settings);
+    server.sql(
+        "CREATE DATABASE shop;\nUSE shop;\nCREATE TABLE items (id int PRIMARY KEY, name text);\n\
+         CREATE TABLE kept (id int PRIMARY KEY) ENGINE = MyISAM;\nCREATE TABLE other (id int PRIMARY KEY) ENGINE = MyISAM",
+    );
+    let connector = server.connector("shop", json!({ "tables": ["shop.items", "shop.kept"] }));
+    let first = start(&*connector).await;
+    (server, connector, first)
+}
+
+/// What ends with ROLLBACK in the binlog: on MariaDB whatever makes a temporary table, on MySQL what has a statement beside its rows.
+fn undone(flavour: Flavour, rows: &str) -> String {
+    match flavour {
+        Flavour::Mariadb => format!("USE shop;\nBEGIN;\n{rows};\nCREATE TEMPORARY TABLE passing (id int);\nROLLBACK"),
+        // A statement that needs rows comes first, and one that does not behind it.
+        Flavour::Mysql => format!(
+            "USE shop;\nSET binlog_format = MIXED, binlog_direct_non_transactional_updates = OFF;\nBEGIN;\n{rows};\n\
+             INSERT INTO other SELECT count(*) FROM other;\nROLLBACK"
+        ),
+    }
+}
+
+fn ends(server: &Server, wanted: &str) -> usize {
+    let events = server.sql(&format!("SHOW BINLOG EVENTS IN '{}'", server.binlog()));
+    events.lines().filter(|line| line.contains(wanted)).count()
+}
+
+/// Rows of a table without transactions stay, those of others never were.
+async fn what_was_rolled_back_is_no_event(flavour: Flavour) {
+    let (server, connector, first) = mixed(flavour).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    server.sql("USE shop;\nBEGIN;\nINSERT INTO items VALUES (1, 'a');\nINSERT INTO kept VALUES (1);\nROLLBACK");
+    server.sql(&undone(flavour, "INSERT INTO items VALUES (2, UUID())"));
+    server.sql(
+        "USE shop;\nBEGIN;\nINSERT INTO items VALUES (3, 'c');\nSAVEPOINT `a b`;\nINSERT INTO items VALUES (4, 'd');\n\
+         INSERT INTO kept VALUES (4);\nROLLBACK TO `a b`;\nINSERT INTO items VALUES (5, 'e');\nCOMMIT",
+    );
+    if flavour == Flavour::Mariadb {
+        assert_eq!((ends(&server, "\tROLLBACK"), ends(&server, "ROLLBACK TO")), (2, 1), "the server writes what it undoes");
+    }
+    server.sql("INSERT INTO shop.items VALUES (6, 'f')");
+    let lines = reader.read(5).await;
+    assert_eq!(lines, ["Insert kept 1", "Insert kept 4", "Insert items 3,c", "Insert items 5,e", "Insert items 6,f"]);
+}
+
+/// Reads with batches of so many changes until it stops or a row comes.
+async fn cut(reader: &mut Reader, max_changes: usize) -> Result<Vec<u64>, Error> {
+    let mut ordinals = Vec::new();
+    loop {
+        let mut batch = Batch::default();
+        let limits = Limits { max_wait: Duration::from_millis(200), max_changes, ..Limits::default() };
+        reader.source.next_batch(&mut batch, &limits).await?;
+        ordinals.extend(batch.changes().iter().map(|change| change.ordinal));
+        reader.position = batch.position().cloned().unwrap_or_else(|| reader.position.clone());
+        if reader.position.as_str().contains("+2") && max_changes == 2 {
+            return Ok(ordinals);
+        }
+    }
+}
+
+/// What is published cannot be taken back: right behind a batch's end, and after a restart there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_rolled_back_after_it_was_published_stops() {
+    let (server, connector, mut at) = mixed(Flavour::Mariadb).await;
+    // Two events of two rows each, so that a batch of two ends at the end of an event.
+    server.sql(&undone(
+        Flavour::Mariadb,
+        "INSERT INTO items VALUES (1, 'a'), (2, 'b');\nINSERT INTO items VALUES (3, 'c'), (4, 'd')",
+    ));
+    for max_changes in [4, 3, 1] {
+        let mut reader = Reader::open(&*connector, &at).await;
+        let error = cut(&mut reader, max_changes).await.expect_err("it is published");
+        assert_eq!((error.code().id, error.kind()), ("HW3038", Kind::Environment), "{max_changes}: {error}");
+    }
+    let mut reader = Reader::open(&*connector, &at).await;
+    assert_eq!(cut(&mut reader, 2).await.unwrap_or_else(|error| panic!("{error}")), [0, 1]);
+    at.position = reader.position.clone();
+    drop(reader);
+    let mut again = Reader::open(&*connector, &at).await;
+    assert_eq!(cut(&mut again, 1000).await.expect_err("it was published before the restart").code().id, "HW3038");
+}
+
+on_both! {
+    what_was_rolled_back_is_no_event
+}
