@@ -49,11 +49,9 @@ pub fn reads(mut words: Words<'_>) -> Option<Reads> {
     while let Some(token) = words.token() {
         match (&token, &last) {
             (Token::Sign(b'('), Some(Token::Quoted(_))) => return None,
-            (Token::Sign(b'('), Some(Token::Word(word))) => {
-                // Behind a dot every word is a name.
-                if before == Some(Token::Sign(b'.')) || !is_no_call(word, touches) {
-                    return None;
-                }
+            // Behind a dot every word is a name.
+            (Token::Sign(b'('), Some(Token::Word(word))) if before == Some(Token::Sign(b'.')) || !is_no_call(word, touches) => {
+                return None;
             }
             (Token::Sign(b'.'), Some(Token::Word(word))) if !is_number(word) => {
                 found.databases.insert(std::str::from_utf8(word).ok()?.to_owned());

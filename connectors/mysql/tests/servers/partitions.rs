@@ -3,7 +3,7 @@
 use headwater_connector::Kind;
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, Server, on_both, start};
+use crate::support::{Flavour, Reader, Server, on_both, shared, start};
 
 const PARTS: &str = "PARTITION BY RANGE (id) (PARTITION p0 VALUES LESS THAN (10), PARTITION p1 VALUES LESS THAN (20), \
                      PARTITION p2 VALUES LESS THAN (30))";
@@ -37,31 +37,28 @@ async fn outcome(server: &Server, policy: &str, statements: &str) -> Result<Vec<
 
 /// The rows of one partition are not those of the table, so no truncate is published; those who keep what is gone may say so.
 async fn a_dropped_partition_stops_or_keeps_its_rows(flavour: Flavour) {
-    let server = Server::start(flavour, &[]);
+    let server = shared(flavour);
     for statement in ["ALTER TABLE parts DROP PARTITION p0, p1", "ALTER TABLE parts TRUNCATE PARTITION p0, p1"] {
-        let (code, said) = outcome(&server, "stop", statement).await.expect_err("rows are gone");
+        let (code, said) = outcome(server, "stop", statement).await.expect_err("rows are gone");
         assert_eq!(code, "HW3017", "{said}");
         for part in ["parts", "p0, p1", "on_partition_drop: ignore"] {
             assert!(said.contains(part), "{part} is not in: {said}");
         }
-        let kept = outcome(&server, "ignore", statement).await;
+        let kept = outcome(server, "ignore", statement).await;
         assert_eq!(kept, Ok(vec!["Insert swapped 99,99".to_owned()]), "{statement}");
     }
     // Of a table that is not selected it is nobody's business, and all partitions are the table.
-    let passed = outcome(
-        &server,
-        "stop",
-        "ALTER TABLE other DROP PARTITION p0;\nALTER TABLE other EXCHANGE PARTITION p1 WITH TABLE plain",
-    )
-    .await;
+    let passed =
+        outcome(server, "stop", "ALTER TABLE other DROP PARTITION p0;\nALTER TABLE other EXCHANGE PARTITION p1 WITH TABLE plain")
+            .await;
     assert_eq!(passed, Ok(vec!["Insert swapped 99,99".to_owned()]));
-    let all = outcome(&server, "stop", "ALTER TABLE parts TRUNCATE PARTITION ALL").await;
+    let all = outcome(server, "stop", "ALTER TABLE parts TRUNCATE PARTITION ALL").await;
     assert_eq!(all, Ok(vec!["Truncate parts ".to_owned(), "Insert swapped 99,99".to_owned()]));
 }
 
 /// What takes the place of a partition brings rows that are no events, whichever of the two tables is selected.
 async fn an_exchanged_partition_stops(flavour: Flavour) {
-    let server = Server::start(flavour, &[]);
+    let server = shared(flavour);
     let mut cases = vec![
         ("parts", "ALTER TABLE parts EXCHANGE PARTITION p0 WITH TABLE plain"),
         ("swapped", "ALTER TABLE other EXCHANGE PARTITION p0 WITH TABLE swapped"),
@@ -73,22 +70,22 @@ async fn an_exchanged_partition_stops(flavour: Flavour) {
         ]);
     }
     for (table, statement) in cases {
-        let (code, said) = outcome(&server, "ignore", statement).await.expect_err("rows came that are no events");
+        let (code, said) = outcome(server, "ignore", statement).await.expect_err("rows came that are no events");
         assert_eq!(code, "HW3020", "{statement}: {said}");
         assert!(said.contains(table), "{statement}: {said}");
     }
     if flavour == Flavour::Mariadb {
         let statement = "ALTER TABLE parts CONVERT PARTITION p0 TO TABLE archived";
-        assert_eq!(outcome(&server, "stop", statement).await.map_err(|(code, _)| code), Err("HW3017"));
-        assert_eq!(outcome(&server, "ignore", statement).await, Ok(vec!["Insert swapped 99,99".to_owned()]));
+        assert_eq!(outcome(server, "stop", statement).await.map_err(|(code, _)| code), Err("HW3017"));
+        assert_eq!(outcome(server, "ignore", statement).await, Ok(vec!["Insert swapped 99,99".to_owned()]));
     }
 }
 
 /// What has the same words and moves no row out of its table.
 async fn partitions_that_keep_their_rows_pass(flavour: Flavour) {
-    let server = Server::start(flavour, &[]);
+    let server = shared(flavour);
     let found = outcome(
-        &server,
+        server,
         "stop",
         "ALTER TABLE parts REMOVE PARTITIONING;\n\
          ALTER TABLE parts DROP PRIMARY KEY, ADD PRIMARY KEY (d, id) PARTITION BY RANGE (id) (PARTITION p0 VALUES LESS THAN (90));\n\
