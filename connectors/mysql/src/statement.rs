@@ -158,14 +158,7 @@ fn head_of(mut words: Words<'_>) -> Head {
             }
         }
         "COMMIT" => Head::Commit,
-        "ROLLBACK" => {
-            words.skip(&["WORK"]);
-            if !words.is_next("TO") {
-                return Head::Rollback;
-            }
-            words.skip(&["SAVEPOINT"]);
-            words.part().map_or(Head::Rows(None), Head::RollbackTo)
-        }
+        "ROLLBACK" => rollback(words),
         "SAVEPOINT" => words.part().map_or(Head::Rows(None), Head::Savepoint),
         "XA" => match words.word().as_deref() {
             Some("START" | "BEGIN") => Head::XaStart,
@@ -218,6 +211,16 @@ fn head_of(mut words: Words<'_>) -> Head {
         word if HARMLESS.contains(&word) => Head::Other,
         _ => Head::Rows(None),
     }
+}
+
+/// Of everything, or of what came since a savepoint.
+fn rollback(mut words: Words<'_>) -> Head {
+    words.skip(&["WORK"]);
+    if !words.is_next("TO") {
+        return Head::Rollback;
+    }
+    words.skip(&["SAVEPOINT"]);
+    words.part().map_or(Head::Rows(None), Head::RollbackTo)
 }
 
 /// Of tables and databases it is told; anything else that is dropped has no rows.
