@@ -46,10 +46,10 @@ headwater_connector::codes! { "codes";
     DROPPED = "HW3042", Config, "a selected table was dropped";
     OMITTED = "HW3043", Environment, "the server leaves changes out of its binlog";
     REPLICA = "HW3044", Environment, "the replica does not do as its source does";
-    DIVERGED = "HW3047", Lost, "the server has another history than the published one";
-    FORGOTTEN = "HW3048", Lost, "the server's binlog is not the one that was read";
-    TABLE_KIND = "HW3049", Config, "a table is of a kind that cannot be captured";
-    PREPARED_LONG = "HW3050", Environment, "a transaction is prepared for long";
-    ENGINE = "HW3055", Environment, "a table's engine has no transactions";
-    UNSEEN = "HW3056", Environment, "the user may not see what would be checked";
+    DIVERGED = "HW3045", Lost, "the server has another history than the published one";
+    FORGOTTEN = "HW3046", Lost, "the server's binlog is not the one that was read";
+    TABLE_KIND = "HW3047", Config, "a table is of a kind that cannot be captured";
+    PREPARED_LONG = "HW3048", Environment, "a transaction is prepared for long";
+    ENGINE = "HW3049", Environment, "a table's engine has no transactions";
+    UNSEEN = "HW3050", Environment, "the user may not see what would be checked";
 }

@@ -34,7 +34,7 @@ async fn a_table_without_transactions_is_told_of(flavour: Flavour) {
         let of_table = |text: &str, code: &str| {
             text.lines().any(|line| line.contains(code) && line.to_lowercase().contains(&name.to_lowercase()))
         };
-        assert!(of_table(&warnings, "HW3055"), "{engine}: {warnings}");
+        assert!(of_table(&warnings, "HW3049"), "{engine}: {warnings}");
         assert!(of_table(&errors, "HW3036"), "{engine}: {errors}");
     }
     assert!(

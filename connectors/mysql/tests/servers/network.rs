@@ -140,7 +140,7 @@ async fn a_name_that_leads_to_another_server_is_refused(flavour: Flavour) {
     at = Start { identity: reader.source.identity().expect("who it is").clone(), position: reader.position.clone() };
     let other = shared(if flavour == Flavour::Mysql { Flavour::Mariadb } else { Flavour::Mysql });
     // Who it is tells one MariaDB from another; MySQL's transactions have their server's name.
-    let code = if flavour == Flavour::Mysql { "HW3047" } else { "HW3012" };
+    let code = if flavour == Flavour::Mysql { "HW3045" } else { "HW3012" };
     for (port, code) in [(stranger.port, code), (other.port, "HW3012")] {
         proxy.forward_to(port);
         proxy.cut();

@@ -54,7 +54,7 @@ async fn what_somebody_forgot_to_commit_is_told_of(flavour: Flavour) {
         "XA COMMIT '{new}';\n{earlier};\nUSE {database};\n{}",
         prepared(&old, "INSERT INTO others VALUES (2, 'x')")
     ));
-    finds(&mut reader, &[("HW3050", "")]).await;
+    finds(&mut reader, &[("HW3048", "")]).await;
     server.sql(&format!("XA ROLLBACK '{old}'"));
     finds(&mut reader, &[]).await;
 }
