@@ -35,7 +35,7 @@ pub async fn findings(connection: &mut Connection, settings: &Settings) -> Resul
         }
     }
     found.extend(faults.into_iter().map(Finding::error));
-    let grants = Grants::of(connection, settings).await?;
+    let grants = Grants::of(connection).await?;
     found.extend(grants.findings(connection.flavour));
     found.push(replicas(connection, settings, &grants).await?);
     found.extend(Rules::of(connection).await?.findings());

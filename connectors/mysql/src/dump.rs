@@ -8,7 +8,9 @@ use crate::{
     binlog::kind,
     config::Settings,
     connection::{Connection, Flavour, literal},
-    position::Place,
+    error::{lost, torn},
+    inspect,
+    position::{Place, Spot},
     stops,
     stream::Stream,
 };
@@ -19,6 +21,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(60);
 /// An event that only its head is wanted of.
 const MAX_GLANCE: usize = 1 << 30;
+
+/// Behind the four bytes that say what it is.
+const FILE_START: u64 = 4;
 
 const REGISTER_REPLICA: u8 = 21;
 const DUMP: u8 = 18;
@@ -45,6 +50,19 @@ pub async fn begin(mut connection: Connection, place: &Place, settings: &Setting
 
 /// When the first of what is behind the place was written, in seconds since 1970; none if that is nothing.
 pub async fn first_time(connection: Connection, place: &Place) -> Result<Option<u32>> {
+    time_of_first(connection, place, is_of_transaction).await
+}
+
+/// When a file of the server was begun, in seconds since 1970.
+pub async fn born(connection: Connection, file: &str) -> Result<u32> {
+    let spot = Spot::new(file, FILE_START);
+    let set = inspect::up_to(&spot).ok_or_else(|| torn("the name of a file"))?;
+    let place = Place { set, from: None, partial: None, spot };
+    let time = time_of_first(connection, &place, |number| number == kind::FORMAT_DESCRIPTION).await?;
+    time.ok_or_else(|| lost("the server did not send the beginning of a file"))
+}
+
+async fn time_of_first(connection: Connection, place: &Place, is_wanted: fn(u8) -> bool) -> Result<Option<u32>> {
     let mut stream = request(connection, place, (NON_BLOCK, NOBODY), MAX_GLANCE).await?;
     loop {
         let mut chunk = match stream.next().await {
@@ -57,7 +75,7 @@ pub async fn first_time(connection: Connection, place: &Place) -> Result<Option<
                 event => event?,
             };
             if let Some((time, kind)) = event.first_chunk::<4>().zip(event.get(4))
-                && is_of_transaction(*kind)
+                && is_wanted(*kind)
             {
                 return Ok(Some(u32::from_le_bytes(*time)));
             }

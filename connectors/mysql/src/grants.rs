@@ -7,8 +7,7 @@ use headwater_connector::{Error, Finding, Result};
 use crate::{
     catalog::cell,
     codes,
-    config::Settings,
-    connection::{Connection, Flavour, literal},
+    connection::{Connection, Flavour, ident, literal},
 };
 
 /// Under any of the names that servers have for it.
@@ -20,25 +19,55 @@ const BINLOG_MONITOR: Names = &["BINLOG MONITOR", "REPLICATION CLIENT"];
 const REPLICATION_CLIENT: Names = &["REPLICATION CLIENT"];
 const REPLICA_MONITOR: Names = &["REPLICA MONITOR", "SLAVE MONITOR"];
 
-/// The privileges of a user on everything.
+/// Privileges by their whole names.
+type Privileges = BTreeSet<String>;
+
+/// The privileges of a user on everything, and on whole databases.
 pub struct Grants {
-    global: BTreeSet<String>,
+    global: Privileges,
+    databases: Vec<(String, Privileges)>,
+    /// Whether something was taken out of the privileges on everything.
+    has_holes: bool,
     /// The user as GRANT wants it.
     account: String,
 }
 
 impl Grants {
     /// Asks the server. A role's grants are listed with the user's where the role is on.
-    pub async fn of(connection: &mut Connection, settings: &Settings) -> Result<Self> {
+    pub async fn of(connection: &mut Connection) -> Result<Self> {
         let rows = connection.query("SHOW GRANTS").await?;
-        let global = rows.iter().filter_map(|row| on_everything(cell(row, 0))).flatten().collect();
         let user = connection.value("SELECT CURRENT_USER()").await?.unwrap_or_default();
-        let (name, host) = user.rsplit_once('@').unwrap_or((&settings.server.user, "%"));
-        Ok(Self { global, account: format!("{}@{}", literal(name), literal(host)) })
+        Ok(Self::parse(rows.iter().map(|row| cell(row, 0)), &user))
+    }
+
+    fn parse<'a>(lines: impl Iterator<Item = &'a str>, user: &str) -> Self {
+        let (name, host) = user.rsplit_once('@').unwrap_or((user, "%"));
+        let account = format!("{}@{}", literal(name), literal(host));
+        let mut grants = Self { global: Privileges::new(), databases: Vec::new(), has_holes: false, account };
+        for line in lines {
+            grants.has_holes |= line.starts_with("REVOKE ");
+            match scope(line) {
+                Some((privileges, None)) => grants.global.extend(privileges),
+                Some((privileges, Some(database))) => grants.databases.push((database, privileges)),
+                None => {}
+            }
+        }
+        grants
     }
 
     fn has(&self, names: Names) -> bool {
-        names.iter().chain(&["ALL PRIVILEGES", "ALL"]).any(|name| self.global.contains(*name))
+        names.iter().any(|name| is_in(&self.global, name))
+    }
+
+    /// Whether a privilege holds for all of a database.
+    pub fn has_in(&self, privilege: &str, database: &str) -> bool {
+        !self.has_holes && is_in(&self.global, privilege)
+            || self.databases.iter().any(|(of, privileges)| of == database && is_in(privileges, privilege))
+    }
+
+    /// The statement that gives a privilege in a database.
+    pub fn grant_in(&self, privileges: &str, database: &str) -> String {
+        format!("GRANT {privileges} ON {}.* TO {};", ident(database), self.account)
     }
 
     /// The statement that gives a privilege.
@@ -75,10 +104,20 @@ impl Grants {
     }
 }
 
-/// The privileges of a line that is about everything.
-fn on_everything(line: &str) -> Option<Vec<String>> {
-    let (privileges, _) = line.strip_prefix("GRANT ")?.split_once(" ON *.* TO ")?;
-    Some(privileges.split(',').map(|privilege| privilege.trim().to_ascii_uppercase()).collect())
+fn is_in(privileges: &Privileges, name: &str) -> bool {
+    [name, "ALL PRIVILEGES", "ALL"].iter().any(|name| privileges.contains(*name))
+}
+
+/// The privileges of a line, and the database that they are for; no database stands for all. None where the line is about less.
+fn scope(line: &str) -> Option<(Privileges, Option<String>)> {
+    let (privileges, rest) = line.strip_prefix("GRANT ")?.split_once(" ON ")?;
+    let privileges = privileges.split(',').map(|privilege| privilege.trim().to_ascii_uppercase()).collect();
+    if rest.starts_with("*.* TO ") {
+        return Some((privileges, None));
+    }
+    let (database, _) = rest.split_once(".* TO ")?;
+    // A letter that stands for others is written with a backslash where it does not.
+    Some((privileges, Some(database.trim_matches('`').replace("``", "`").replace('\\', ""))))
 }
 
 #[cfg(test)]
@@ -86,8 +125,26 @@ mod tests {
     use super::*;
 
     fn grants(lines: &[&str]) -> Grants {
-        let global = lines.iter().filter_map(|line| on_everything(line)).flatten().collect();
-        Grants { global, account: "'u'@'%'".into() }
+        Grants::parse(lines.iter().copied(), "u@%")
+    }
+
+    #[test]
+    fn a_grant_counts_for_its_databases_only() {
+        let found = grants(&[
+            "GRANT USAGE, REPLICATION SLAVE ON *.* TO `hw`@`%` IDENTIFIED BY PASSWORD '*12 ON *.* TO '",
+            "GRANT SELECT, TRIGGER ON `a\\_b`.* TO `hw`@`%`",
+            "GRANT ALL PRIVILEGES ON `c``d`.* TO `hw`@`%` WITH GRANT OPTION",
+            "GRANT SELECT ON `e`.`t` TO `hw`@`%`",
+            "GRANT SELECT (`a`), TRIGGER (`b`) ON `f`.`t` TO `hw`@`%`",
+            "GRANT `some`@`%` TO `hw`@`%`",
+        ]);
+        for (database, sees) in [("a_b", true), ("axb", false), ("c`d", true), ("e", false), ("f", false), ("mysql", false)] {
+            assert_eq!(found.has_in("SELECT", database) && found.has_in("TRIGGER", database), sees, "{database}");
+        }
+        assert_eq!(found.grant_in("SELECT", "e"), "GRANT SELECT ON `e`.* TO 'u'@'%';");
+        let all = ["GRANT SELECT, TRIGGER ON *.* TO `hw`@`%`", "REVOKE SELECT ON `x`.* FROM `hw`@`%`"];
+        assert!(grants(&all[..1]).has_in("TRIGGER", "any"));
+        assert!(!grants(&all).has_in("SELECT", "any"));
     }
 
     /// `REPLICATION SLAVE ADMIN` has the letters of `REPLICATION SLAVE`, and does not let a user read the binlog.

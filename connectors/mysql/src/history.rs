@@ -6,28 +6,19 @@ use std::time::Duration;
 use headwater_connector::{Error, Identity, Result};
 
 use crate::{
-    binlog::{self, Checksum, kind},
     catalog::cell,
     codes,
     connection::{Connection, Flavour, Rows, literal},
-    error::torn,
+    dump,
     gtid::{FilePlace, GtidSet},
     inspect,
     position::{Place, Spot},
     server::Server,
     stops,
-    stream::Stream,
 };
 
 /// A file is read up to a place to find what was written before it; it may be as large as its largest transaction.
 const SCAN: Duration = Duration::from_secs(600);
-/// The first two events of a file come at once.
-const FIRST_EVENTS: Duration = Duration::from_secs(30);
-/// They are short.
-const MAX_FIRST_EVENT: usize = 1 << 20;
-const DUMP: u8 = 18;
-/// The server need not wait for what is not written yet.
-const NON_BLOCKING: u16 = 1;
 
 /// Whether the position can be resumed on this server, which is `found`.
 pub async fn require(connection: &mut Connection, server: &Server, place: &Place, found: &Identity) -> Result<()> {
@@ -79,7 +70,8 @@ async fn require_unforgotten(connection: &mut Connection, server: &Server, spot:
     let files = connection.query("SHOW BINARY LOGS").await?;
     let is_other = match size_of(&files, &spot.file) {
         Some(size) if size < spot.at => true,
-        Some(_) => spot.born > 0 && born(server, &spot.file).await? != spot.born,
+        Some(_) if spot.born == 0 => false,
+        Some(_) => dump::born(Connection::open(server).await?, &spot.file).await? != spot.born,
         None => is_ahead(&files, spot),
     };
     if !is_other {
@@ -103,31 +95,6 @@ fn is_ahead(files: &Rows, spot: &Spot) -> bool {
         let newest = Spot::new(cell(newest, 0), 0);
         stem(&newest.file) == stem(&spot.file) && newest.mark().file < spot.mark().file
     })
-}
-
-/// When a file was begun, in seconds since 1970.
-async fn born(server: &Server, file: &str) -> Result<u32> {
-    let mut connection = Connection::open(server).await?;
-    connection.query("SET @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'").await?;
-    let mut body = 4_u32.to_le_bytes().to_vec();
-    body.extend_from_slice(&NON_BLOCKING.to_le_bytes());
-    // A replica without a number ends nobody else's stream.
-    body.extend_from_slice(&0_u32.to_le_bytes());
-    body.extend_from_slice(file.as_bytes());
-    let (socket, input) = connection.start(DUMP, &body).await?;
-    let mut stream = Stream::start(socket, input, FIRST_EVENTS, MAX_FIRST_EVENT);
-    loop {
-        let mut chunk = stream.next().await?;
-        while let Some(event) = chunk.next_event() {
-            let event = event?;
-            let (header, _) = binlog::split(&event, Checksum::Unknown).map_err(|_| torn("the head of a file"))?;
-            match header.kind {
-                kind::FORMAT_DESCRIPTION => return Ok(header.time),
-                kind::ROTATE => {}
-                _ => return Err(torn("the head of a file")),
-            }
-        }
-    }
 }
 
 /// Whether the file of a position is there, and long enough.

@@ -6,8 +6,9 @@ use crate::{
     catalog::cell,
     check, codes,
     config::Settings,
-    connection::{Connection, Flavour, ident, literal},
+    connection::{Connection, Flavour, literal},
     connector::Selected,
+    grants::Grants,
     statement::{Reads, Write},
 };
 
@@ -100,74 +101,10 @@ pub async fn folds(connection: &mut Connection) -> Result<bool> {
 
 /// The privilege that is missing to see triggers of one database's tables, and views of all that the statement may name.
 async fn missing(connection: &mut Connection, database: &str, reads: &Reads) -> Result<Option<String>> {
-    let rows = connection.query("SHOW GRANTS").await?;
-    let grants = Grants::of(rows.iter().map(|row| cell(row, 0)));
-    if grants.has("SELECT", database)
-        && grants.has("TRIGGER", database)
-        && reads.databases.iter().all(|of| grants.has("SELECT", of))
-    {
-        return Ok(None);
-    }
-    let user = connection.value("SELECT CURRENT_USER()").await?.unwrap_or_default();
-    let (name, host) = user.rsplit_once('@').unwrap_or((&user, "%"));
-    let account = format!("{}@{}", literal(name), literal(host));
-    let others = reads.databases.iter().filter(|of| *of != database && !grants.has("SELECT", of));
-    let grant = |what: &str, of: &str| format!("GRANT {what} ON {}.* TO {account};", ident(of));
-    let own = [grant("SELECT, TRIGGER", database)]
-        .into_iter()
-        .filter(|_| !(grants.has("SELECT", database) && grants.has("TRIGGER", database)));
-    Ok(Some(own.chain(others.map(|of| grant("SELECT", of))).collect::<Vec<_>>().join(" ")))
-}
-
-/// What a user may do in whole databases, by the words of its grants.
-struct Grants(Vec<(String, Option<String>)>);
-
-impl Grants {
-    /// From the lines of SHOW GRANTS. Where something was taken out of a privilege on everything, that one does not count.
-    fn of<'a>(lines: impl Iterator<Item = &'a str> + Clone) -> Self {
-        let has_holes = lines.clone().any(|line| line.starts_with("REVOKE "));
-        let one = |line: &str| {
-            let (privileges, rest) = line.strip_prefix("GRANT ")?.split_once(" ON ")?;
-            let scope = rest.rsplit_once(" TO ").map_or(rest, |(scope, _)| scope);
-            let database = match scope.strip_suffix(".*")? {
-                "*" if has_holes => return None,
-                "*" => None,
-                // A letter that stands for others is written with a backslash where it does not.
-                quoted => Some(quoted.trim_matches('`').replace("``", "`").replace('\\', "")),
-            };
-            Some((format!(",{},", privileges.replace(", ", ",")), database))
-        };
-        Self(lines.filter_map(one).collect())
-    }
-
-    fn has(&self, privilege: &str, database: &str) -> bool {
-        self.0.iter().any(|(privileges, of)| {
-            of.as_deref().is_none_or(|of| of == database)
-                && [privilege, "ALL PRIVILEGES"].iter().any(|one| privileges.contains(&format!(",{one},")))
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Grants;
-
-    #[test]
-    fn a_grant_counts_for_its_databases_only() {
-        let lines = [
-            "GRANT USAGE, REPLICATION SLAVE ON *.* TO `hw`@`%` IDENTIFIED BY PASSWORD '*12 ON *.* TO '",
-            "GRANT SELECT, TRIGGER ON `a\\_b`.* TO `hw`@`%`",
-            "GRANT ALL PRIVILEGES ON `c``d`.* TO `hw`@`%` WITH GRANT OPTION",
-            "GRANT SELECT ON `e`.`t` TO `hw`@`%`",
-            "GRANT SELECT (`a`), TRIGGER (`b`) ON `f`.`t` TO `hw`@`%`",
-            "GRANT `some`@`%` TO `hw`@`%`",
-        ];
-        let grants = Grants::of(lines.into_iter());
-        for (database, sees) in [("a_b", true), ("axb", false), ("c`d", true), ("e", false), ("f", false), ("mysql", false)] {
-            assert_eq!(grants.has("SELECT", database) && grants.has("TRIGGER", database), sees, "{database}");
-        }
-        let all = ["GRANT SELECT, TRIGGER ON *.* TO `hw`@`%`", "REVOKE SELECT ON `x`.* FROM `hw`@`%`"];
-        assert!(Grants::of(all[..1].iter().copied()).has("TRIGGER", "any"));
-        assert!(!Grants::of(all.into_iter()).has("SELECT", "any"));
-    }
+    let grants = Grants::of(connection).await?;
+    let sees_own = grants.has_in("SELECT", database) && grants.has_in("TRIGGER", database);
+    let own = (!sees_own).then(|| grants.grant_in("SELECT, TRIGGER", database));
+    let others = reads.databases.iter().filter(|of| *of != database && !grants.has_in("SELECT", of));
+    let missing: Vec<String> = own.into_iter().chain(others.map(|of| grants.grant_in("SELECT", of))).collect();
+    Ok((!missing.is_empty()).then(|| missing.join(" ")))
 }
