@@ -39,6 +39,9 @@ const PROGRESS_BYTES: u64 = 16 << 20;
 /// How long the rest of a transaction is waited for beyond `max_wait` before it is cut. It was committed before the server sent
 /// its first byte, so only a sick connection or a huge share of rows that nobody selected makes it late.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Changes wait no longer than this, or `max_wait` if that is longer, for others that have arrived already: a batch of many is cheaper, and
+/// where nothing of what arrives is selected, it would never be full.
+const HELD: Duration = Duration::from_secs(1);
 /// A server that gives no answer about foreign keys is asked again after this.
 const JUDGE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -125,12 +128,13 @@ impl MysqlSource {
 
     async fn fill(&mut self, batch: &mut Batch, limits: &Limits) -> Result<()> {
         let latest = Deadline::now() + limits.max_wait;
+        let held = Deadline::now() + HELD;
         let mut gathering: Option<Deadline> = None;
         loop {
             let Some(event) = self.next_event(batch).await? else {
                 self.tell();
                 self.look_after().await;
-                if !self.wait(gathering, latest).await? {
+                if !self.wait(gathering.map(|until| (until, held)), latest).await? {
                     return Ok(());
                 }
                 continue;
@@ -144,8 +148,10 @@ impl MysqlSource {
                     }
                     let is_full = batch.size_bytes() >= limits.max_bytes || batch.changes().len() >= limits.max_changes;
                     // Irrelevant traffic must keep neither changes nor the position back for ever.
-                    let has_news = !batch.changes().is_empty() || self.progress_is_due();
-                    let is_late = has_news && Deadline::now() >= latest;
+                    let is_late = match batch.changes().is_empty() {
+                        true => Deadline::now() >= latest && self.progress_is_due(),
+                        false => Deadline::now() >= latest.max(held),
+                    };
                     if is_full || is_late {
                         return Ok(());
                     }
@@ -213,15 +219,15 @@ impl MysqlSource {
     }
 
     /// Waits for the next chunk; false if it is time to return.
-    async fn wait(&mut self, gathering: Option<Deadline>, latest: Deadline) -> Result<bool> {
+    async fn wait(&mut self, gathering: Option<(Deadline, Deadline)>, latest: Deadline) -> Result<bool> {
         let now = Deadline::now();
         let until = match gathering {
             _ if self.decoder.is_torn() => latest + PATIENCE,
-            Some(deadline) => deadline,
+            Some((deadline, _)) => deadline,
             None => latest,
         };
         // With changes in hand, what has arrived already is taken along even if nothing more was to be waited for.
-        if now < until.max(latest)
+        if now < gathering.map_or(until, |(_, held)| until.max(held))
             && let Some(chunk) = self.stream.try_next()
         {
             self.chunk = Some(chunk?);

@@ -1,6 +1,8 @@
 //! What the stream carries and what stops it, on both flavours.
 
-use headwater_connector::{Kind, Level, Position, Start};
+use std::time::{Duration, Instant};
+
+use headwater_connector::{Batch, Kind, Level, Limits, Position, Start};
 use serde_json::json;
 
 use crate::support::{Flavour, Reader, Server, eventually, on_both, shared, start};
@@ -223,6 +225,31 @@ async fn a_reset_that_new_transactions_have_overrun_stops(flavour: Flavour) {
     }
 }
 
+/// While rows are read beside the stream nothing may be waited for; each transaction was a commit of its own then, and the stream fell
+/// behind its writers.
+async fn transactions_that_have_arrived_are_one_batch_even_if_none_may_be_waited_for(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("USE {database};\n{TABLE}"));
+    let connector = server.connector(&database, json!({}));
+    let at = start(&*connector).await;
+    let rows: Vec<String> = (0..500).map(|id| format!(";\nINSERT INTO items VALUES ({id}, 'a')")).collect();
+    server.sql(&format!("USE {database}{}", rows.concat()));
+    let mut source = connector.open(&at.identity, &at.position).await.unwrap_or_else(|error| panic!("{error}"));
+    let limits = Limits { max_wait: Duration::ZERO, ..Limits::default() };
+    let (mut seen, mut batches) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while seen < 500 {
+        assert!(Instant::now() < deadline, "{seen} rows came");
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &limits).await.unwrap_or_else(|error| panic!("{error}"));
+        seen += batch.changes().len();
+        batches += usize::from(!batch.changes().is_empty());
+        tokio::task::yield_now().await;
+    }
+    assert!(batches < 100, "{batches} batches of 500 transactions");
+}
+
 /// A position that was cut in a transaction which this server does not have.
 async fn the_rest_of_another_transaction_is_not_taken(flavour: Flavour) {
     let server = shared(flavour);
@@ -302,6 +329,7 @@ on_both! {
     a_truncate_that_comes_first_is_an_event_too
     history_that_is_gone_stops
     a_reset_that_new_transactions_have_overrun_stops
+    transactions_that_have_arrived_are_one_batch_even_if_none_may_be_waited_for
     the_rest_of_another_transaction_is_not_taken
     check_prints_what_mends_it
     the_same_replica_twice_stops_one
