@@ -50,8 +50,8 @@ impl MysqlServer {
             _ => panic!("SOURCES has {name}; it may have postgres, mariadb and mysql"),
         };
         let programs = |what: &str| {
-            let output = Command::new(root().join("scripts/mysql-client-path.sh")).args([kind, what]).output();
-            let output = output.expect("scripts/mysql-client-path.sh runs");
+            let output = Command::new(root().join("scripts/mysql-extra-path.sh")).args([kind, what]).output();
+            let output = output.expect("scripts/mysql-extra-path.sh runs");
             assert!(output.status.success(), "no client of {kind}: {}", String::from_utf8_lossy(&output.stderr));
             PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
         };

@@ -41,8 +41,9 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Reads the option. What is not of two parts comes back as it is written, with its path in the options.
-    pub fn parse(tables: &Names) -> (Self, Vec<(String, String)>) {
+    /// Reads the option. What is wrong comes back as its path in the options, what it is, and a hint, in the words of the source: `space`
+    /// is what the first part of a table's name is, and `example` is one.
+    pub fn parse(tables: &Names, space: &str, example: &str) -> (Self, Vec<[String; 3]>) {
         let (texts, is_list) = match tables {
             Names::Many(texts) => (texts.as_slice(), true),
             Names::One(text) => (std::slice::from_ref(text), false),
@@ -55,15 +56,18 @@ impl Selection {
             };
             match Pattern::parse(name) {
                 Some(pattern) => list.push(pattern),
-                None => wrong.push((if is_list { format!("tables[{at}]") } else { "tables".to_owned() }, text.clone())),
+                None => {
+                    let path = if is_list { format!("tables[{at}]") } else { "tables".to_owned() };
+                    let hint = format!("Write it as {space}.table, for example {example}.{}.", text.trim_matches(['.', '!']));
+                    wrong.push([path, format!("{text:?} is not {space}.table"), hint]);
+                }
             }
         }
+        if selection.taken.is_empty() && wrong.is_empty() {
+            let hint = format!("Name at least one table, for example {example}.orders.");
+            wrong.push(["tables".to_owned(), "no table is named".to_owned(), hint]);
+        }
         (selection, wrong)
-    }
-
-    /// Whether nothing can ever be selected.
-    pub fn is_empty(&self) -> bool {
-        self.taken.is_empty()
     }
 
     /// Whether a table is selected.
@@ -132,9 +136,13 @@ mod tests {
     use super::*;
 
     fn selection(texts: &[&str]) -> Selection {
-        let (selection, wrong) = Selection::parse(&Names::Many(texts.iter().map(|text| (*text).to_owned()).collect()));
-        assert_eq!(wrong, []);
+        let (selection, wrong) = parse(texts);
+        assert_eq!(wrong, [] as [[String; 3]; 0]);
         selection
+    }
+
+    fn parse(texts: &[&str]) -> (Selection, Vec<[String; 3]>) {
+        Selection::parse(&Names::Many(texts.iter().map(|text| (*text).to_owned()).collect()), "schema", "public")
     }
 
     #[test]
@@ -153,17 +161,19 @@ mod tests {
         let all = selection(&["!shop._*_gho", "shop.*", "!shop.tmp"]);
         assert!(all.selects("shop", "orders") && all.selects_name("shop.tmp2"));
         assert!(!all.selects("shop", "tmp") && !all.selects("shop", "_orders_gho") && !all.selects("other", "orders"));
-        assert!(selection(&["!shop.tmp"]).is_empty());
         assert_eq!(all.unmatched(&[("shop", "orders")]), [] as [&str; 0]);
         assert_eq!(selection(&["a.b", "a.c*"]).unmatched(&[("a", "b")]), ["a.c*"]);
     }
 
     #[test]
     fn what_has_not_two_parts_is_named_with_its_place() {
-        let texts = ["a.b", "orders", "!c", ".x"].map(str::to_owned).to_vec();
-        let (_, wrong) = Selection::parse(&Names::Many(texts));
-        let places: Vec<&str> = wrong.iter().map(|(path, _)| path.as_str()).collect();
+        let (_, wrong) = parse(&["a.b", "orders", "!c", ".x"]);
+        let places: Vec<&str> = wrong.iter().map(|[path, ..]| path.as_str()).collect();
         assert_eq!(places, ["tables[1]", "tables[2]", "tables[3]"]);
-        assert_eq!(Selection::parse(&Names::One("x".to_owned())).1, [("tables".to_owned(), "x".to_owned())]);
+        assert!(wrong[1][2].ends_with("for example public.c."), "{wrong:?}");
+        assert_eq!(Selection::parse(&Names::One("x".to_owned()), "schema", "public").1[0][0], "tables");
+        for nothing in [&[] as &[&str], &["!a.b"]] {
+            assert_eq!(parse(nothing).1[0][1], "no table is named");
+        }
     }
 }

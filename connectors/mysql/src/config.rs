@@ -136,7 +136,8 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
         }
     };
     let mut faults = Vec::new();
-    let tables = selection(&options.tables, &mut faults);
+    let (tables, wrong) = Selection::parse(&options.tables, "database", "shop");
+    faults.extend(wrong.into_iter().map(|[path, what, hint]| fault(path, what, hint)));
     if options.server_id == Some(0) {
         faults.push(fault("server_id", "0 is no server id", "Use a number from 1 to 4294967295 that nobody else has."));
     }
@@ -179,18 +180,6 @@ fn uuid(bytes: &[u8]) -> String {
 
 pub fn fault(path: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> OptionFault {
     OptionFault { path: path.into(), error: Error::new(&BAD_OPTION, what).hint(hint) }
-}
-
-fn selection(tables: &Names, faults: &mut Vec<OptionFault>) -> Selection {
-    let (selection, wrong) = Selection::parse(tables);
-    for (path, text) in &wrong {
-        let hint = format!("Write it as database.table, for example shop.{}.", text.trim_matches(['.', '!']));
-        faults.push(fault(path, format!("{text:?} is not database.table"), hint));
-    }
-    if selection.is_empty() && wrong.is_empty() {
-        faults.push(fault("tables", "no table is named", "Name at least one table, for example shop.orders."));
-    }
-    selection
 }
 
 #[cfg(test)]

@@ -120,7 +120,8 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
         }
     };
     let mut faults = Vec::new();
-    let tables = selection(&options.tables, &mut faults);
+    let (tables, wrong) = Selection::parse(&options.tables, "schema", "public");
+    faults.extend(wrong.into_iter().map(|[path, what, hint]| fault(path, what, hint)));
     first(&options.backfill, &tables, &mut faults);
     let default_name = default_name(context);
     let mut name = |path: &str, given: Option<&String>| match given {
@@ -166,18 +167,6 @@ pub fn resolve(context: &SourceContext, options: serde_json::Value) -> Result<Se
 
 pub fn fault(path: impl Into<String>, what: impl Into<String>, hint: impl Into<String>) -> OptionFault {
     OptionFault { path: path.into(), error: Error::new(&BAD_OPTION, what).hint(hint) }
-}
-
-fn selection(tables: &Names, faults: &mut Vec<OptionFault>) -> Selection {
-    let (selection, wrong) = Selection::parse(tables);
-    for (path, text) in &wrong {
-        let hint = format!("Write it as schema.table, for example public.{}.", text.trim_matches(['.', '!']));
-        faults.push(fault(path, format!("{text:?} is not schema.table"), hint));
-    }
-    if selection.is_empty() && wrong.is_empty() {
-        faults.push(fault("tables", "no table is named", "Name at least one table, for example public.orders."));
-    }
-    selection
 }
 
 /// The server of `backfill_url`. Of several hosts only standbys will do.

@@ -2,18 +2,17 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    net::{Shutdown, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use headwater_connector::{Error, Kind};
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, on_both, shared, start};
+use crate::{
+    proxy::Proxy,
+    support::{Flavour, Reader, on_both, shared, start},
+};
 
 const KIND: usize = 4;
 const FLAGS: usize = 17;
@@ -29,29 +28,7 @@ enum Change {
     Byte,
 }
 
-/// A port that forwards to a server and changes the first event of rows that passes.
-fn changing(port: u16, change: Change) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let own = listener.local_addr().expect("an address").port();
-    let is_done = Arc::new(AtomicBool::new(false));
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { return };
-            let (Ok(mut from), Ok(mut to)) = (client.try_clone(), server.try_clone()) else { return };
-            thread::spawn(move || {
-                let _ = std::io::copy(&mut from, &mut to);
-                let _ = to.shutdown(Shutdown::Both);
-            });
-            let is_done = Arc::clone(&is_done);
-            thread::spawn(move || {
-                let _ = packets(&server, &client, change, &is_done);
-                let _ = client.shutdown(Shutdown::Both);
-            });
-        }
-    });
-    own
-}
-
+/// Passes what the server says, but for the first event of rows, which is changed.
 fn packets(mut server: &TcpStream, mut client: &TcpStream, change: Change, is_done: &AtomicBool) -> std::io::Result<()> {
     loop {
         let mut head = [0; 4];
@@ -89,7 +66,12 @@ async fn through(flavour: Flavour, change: Change) -> (Vec<String>, Option<Error
     let direct = server.connector(&database, json!({}));
     let first = start(&*direct).await;
     server.sql(&format!("USE {database};\nINSERT INTO items VALUES (1, 'aaaa');\nINSERT INTO items VALUES (2, 'bbbb')"));
-    let url = format!("mysql://hw:secret@127.0.0.1:{}/?sslmode=disable", changing(server.port, change));
+    let is_done: &'static AtomicBool = Box::leak(Box::default());
+    let proxy = Proxy::with(server.port, move |_, server, client| {
+        let _ = packets(&server, &client, change, is_done);
+        let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+    });
+    let url = format!("mysql://hw:secret@127.0.0.1:{}/?sslmode=disable", proxy.port);
     let connector = server.connector(&database, json!({ "url": url }));
     let mut reader = Reader::open(&*connector, &first).await;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);

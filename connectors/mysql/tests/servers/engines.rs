@@ -1,6 +1,6 @@
 //! Tables of engines that know no transactions, and keys that nobody sees.
 
-use headwater_connector::{Batch, Kind};
+use headwater_connector::Batch;
 use serde_json::json;
 
 use crate::{
@@ -35,24 +35,6 @@ async fn rows_of_an_engine_without_transactions_come_as_they_were_written(flavou
             lines.sort();
             assert_eq!(lines, ["Insert items 1", "Insert items 2", "Insert plain 3,3"], "{engine}");
         }
-    }
-}
-
-/// The rows of a table in memory are gone with the server, and it says so by a statement.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_in_memory_that_a_restart_emptied_is_not_passed_over() {
-    for flavour in [Flavour::Mariadb, Flavour::Mysql] {
-        let server = Server::start(flavour, &[]);
-        server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY) ENGINE=MEMORY");
-        let connector = server.connector("shop", json!({}));
-        let at = start(&*connector).await;
-        server.sql("INSERT INTO shop.items VALUES (1)");
-        server.crash_and_restart();
-        assert_eq!(server.sql("SELECT count(*) FROM shop.items"), "0");
-        let mut reader = Reader::open(&*connector, &at).await;
-        let error = reader.stops().await;
-        assert_eq!(reader.lines, ["Insert items 1"]);
-        assert!(["HW3017", "HW3020"].contains(&error.code().id) && error.kind() != Kind::Retry, "{flavour:?}: {error}");
     }
 }
 

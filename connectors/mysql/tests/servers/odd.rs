@@ -109,7 +109,7 @@ async fn gaps_in_the_names_are_read_once_and_a_new_uuid_changes_nothing() {
 
 /// MariaDB's plugin that has the keys of encrypted files.
 fn key_plugin() -> PathBuf {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/mysql-client-path.sh");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/mysql-extra-path.sh");
     let output = Command::new(script).args(["mariadb", "keys"]).output().expect("the script runs");
     assert!(output.status.success(), "no plugin: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().into()

@@ -15,14 +15,20 @@ fn prepared(name: &str, sql: &str) -> String {
     format!("XA START '{name}';\n{sql};\nXA END '{name}';\nXA PREPARE '{name}'")
 }
 
-/// What is prepared waits in memory, and somebody may forget to commit it.
-async fn more_prepared_rows_than_may_be_held_stop(flavour: Flavour) {
+/// A server with a table that is selected and one that is not, the name of their database, and an open source.
+async fn opened(flavour: Flavour) -> (Server, String, Reader) {
     let server = Server::start(flavour, &[]);
     let database = server.database();
     server.sql(&format!("USE {database};\n{TABLE};\nCREATE TABLE others (id int PRIMARY KEY, body longtext)"));
     let connector = server.connector(&database, json!({ "tables": format!("{database}.items") }));
     let at = start(&*connector).await;
-    let mut reader = Reader::open(&*connector, &at).await;
+    let reader = Reader::open(&*connector, &at).await;
+    (server, database, reader)
+}
+
+/// What is prepared waits in memory, and somebody may forget to commit it.
+async fn more_prepared_rows_than_may_be_held_stop(flavour: Flavour) {
+    let (server, database, mut reader) = opened(flavour).await;
     let rows = |table: &str, count: u32| -> String {
         let insert = |id| format!("INSERT INTO {table} VALUES ({id}, repeat('x', 1000000))");
         (0..count).map(insert).collect::<Vec<_>>().join(";\n")
@@ -40,12 +46,7 @@ async fn more_prepared_rows_than_may_be_held_stop(flavour: Flavour) {
 
 /// A restart reads on from what was prepared first, and the file with it is deleted one day.
 async fn what_somebody_forgot_to_commit_is_told_of(flavour: Flavour) {
-    let server = Server::start(flavour, &[]);
-    let database = server.database();
-    server.sql(&format!("USE {database};\n{TABLE};\nCREATE TABLE others (id int PRIMARY KEY, body longtext)"));
-    let connector = server.connector(&database, json!({ "tables": format!("{database}.items") }));
-    let at = start(&*connector).await;
-    let mut reader = Reader::open(&*connector, &at).await;
+    let (server, database, mut reader) = opened(flavour).await;
     let [old, new] = ["old", "new"].map(|name| format!("{name}{database}"));
     let earlier = "SET timestamp = unix_timestamp() - 7200";
     server.sql(&format!("USE {database};\n{}", prepared(&new, "INSERT INTO others VALUES (1, 'x')")));

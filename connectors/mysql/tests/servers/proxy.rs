@@ -17,8 +17,9 @@ pub struct Proxy {
     switches: Arc<Switches>,
 }
 
+/// See the methods of [`Proxy`].
 #[derive(Default)]
-struct Switches {
+pub struct Switches {
     upstream: AtomicU16,
     /// Bytes from the server stay here on connections that are open by now; nobody is told.
     frozen: AtomicBool,
@@ -32,6 +33,11 @@ struct Switches {
 
 impl Proxy {
     pub fn to(port: u16) -> Self {
+        Self::with(port, answers)
+    }
+
+    /// What the server says goes through `answers`, which ends with the connection.
+    pub fn with(port: u16, answers: impl Fn(&Switches, TcpStream, TcpStream) + Copy + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let own = listener.local_addr().expect("an address").port();
         let switches = Arc::new(Switches { upstream: AtomicU16::new(port), ..Switches::default() });
@@ -41,7 +47,7 @@ impl Proxy {
                 if accepting.ended.load(Ordering::SeqCst) {
                     return;
                 }
-                serve(&accepting, client);
+                serve(&accepting, client, answers);
             }
         });
         Self { port: own, switches }
@@ -86,7 +92,7 @@ fn reset(socket: &TcpStream) {
     let _ = socket.shutdown(Shutdown::Both);
 }
 
-fn serve(switches: &Arc<Switches>, client: TcpStream) {
+fn serve(switches: &Arc<Switches>, client: TcpStream, answers: impl Fn(&Switches, TcpStream, TcpStream) + Send + 'static) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", switches.upstream.load(Ordering::SeqCst))) else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let clones = (client.try_clone(), client.try_clone(), server.try_clone());

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# mysql-client-path.sh mariadb|mysql sql|binlog: prints the path of a client program of that server, for the benchmark: the one that runs
+# mysql-extra-path.sh mariadb|mysql sql|binlog: prints the path of a client program of that server, for the benchmark: the one that runs
 # SQL, or the one that reads the binlog.
-# mysql-client-path.sh mariadb keys:             prints the path of the plugin that has the keys of encrypted files, for a test.
+# mysql-extra-path.sh mariadb keys:             prints the path of the plugin that has the keys of encrypted files, for a test.
 #
 # It is beside the server that scripts/mysql-path.sh finds, on the PATH, or is fetched: the package that has Debian's MariaDB server has none
 # of these.
@@ -18,7 +18,7 @@ case ${1:-}-${2:-} in
   mariadb-keys) name=file_key_management.so package=mariadb-server ;;
   mysql-sql) name=mysql package=mysql-client-core ;;
   mysql-binlog) name=mysqlbinlog package=mysql-client ;;
-  *) echo "usage: mysql-client-path.sh mariadb|mysql sql|binlog|keys" >&2; exit 2 ;;
+  *) echo "usage: mysql-extra-path.sh mariadb|mysql sql|binlog|keys" >&2; exit 2 ;;
 esac
 
 # MariaDB has programs under MySQL's names.
@@ -54,5 +54,5 @@ base=$("$here/mysql-path.sh" "$1")
 if found; then exit 0; fi
 fetch || true
 if found; then exit 0; fi
-echo "mysql-client-path: no $name: install the package $package, or the server with all that belongs to it" >&2
+echo "mysql-extra-path: no $name: install the package $package, or the server with all that belongs to it" >&2
 exit 1
