@@ -87,7 +87,10 @@ fn from_dump(message: &str) -> (&'static Code, &'static str) {
     ]) {
         (&codes::SERVER_BEHIND, "Connect to the server that has all transactions, or begin anew with `headwater reset`.")
     } else if says(&["max_allowed_packet", "exceeded", "too big"]) {
-        (&codes::TOO_LARGE, "Run SET GLOBAL max_allowed_packet = 1073741824; and restart the connector.")
+        (
+            &codes::TOO_LARGE,
+            "Run SET GLOBAL max_allowed_packet = 1073741824; and restart the connector; no server sends an event above 1 GB: see the page.",
+        )
     } else {
         (&shared::CONNECTION_LOST, "Look into the server's log; the connector tries again.")
     }
@@ -119,6 +122,16 @@ pub fn lost(what: &str) -> Error {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// M27: what MariaDB 10.11 and MySQL 8.0 say of an update whose images before and after are above a gigabyte together.
+    #[test]
+    fn an_event_above_a_gigabyte_is_too_large() {
+        for whom in ["master; the first event '.'", "source; the first event ''"] {
+            let words =
+                format!("log event entry exceeded max_allowed_packet; Increase max_allowed_packet on {whom} at 4, the last ...");
+            assert_eq!(from_dump(&words).0.id, "HW3025");
+        }
+    }
 
     proptest! {
         #[test]

@@ -1,6 +1,6 @@
 //! N1, N2: what a network does between the connector and its server, and a name that leads to another server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_connector::{Batch, Error, Kind, Limits, SourceConnector, Start};
 use serde_json::json;
@@ -44,11 +44,23 @@ async fn a_connection_that_only_looks_open_is_given_up(flavour: Flavour) {
     assert_eq!((error.kind(), error.what().as_str(), reader.lines.len()), (Kind::Retry, "the server is silent", 1), "{error}");
     at.position = reader.position.clone();
     drop(reader);
-    // The server still has the old connection of the same replica; that one must not be in the way. What waited in it is lost with it.
-    proxy.cut();
-    proxy.freeze(false);
+    // The server still has the old connection of the same replica; that one must not be in the way, nor live on.
+    let old = |server: &Server| {
+        let ports = proxy.ports().iter().map(|port| format!("'127.0.0.1:{port}'")).collect::<Vec<_>>().join(",");
+        let sql = "SELECT count(*) FROM information_schema.processlist WHERE command LIKE 'Binlog Dump%' AND host IN";
+        server.sql(&format!("{sql} ({ports})"))
+    };
+    assert_eq!(old(server), "1");
+    let beside = Proxy::to(server.port);
+    let url = format!("mysql://hw:secret@127.0.0.1:{}/", beside.port);
+    let connector = server.connector(&database, json!({ "url": url }));
     let mut again = Reader::open(&*connector, &at).await;
     assert_eq!(again.read(1).await, ["Insert items 2,b"]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while old(server) != "0" {
+        assert!(Instant::now() < deadline, "the server still sends to a replica that has come back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 mod half_open {

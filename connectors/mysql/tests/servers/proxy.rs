@@ -21,14 +21,25 @@ pub struct Proxy {
 #[derive(Default)]
 pub struct Switches {
     upstream: AtomicU16,
-    /// Bytes from the server stay here on connections that are open by now; nobody is told.
+    /// Bytes from the server and the ends of connections stay here; nobody is told.
     frozen: AtomicBool,
     /// The server's bytes arrive one by one.
     drips: AtomicBool,
     /// A connection breaks behind so many bytes of the server's; 0 if it does not.
     breaks_behind: AtomicU64,
     clients: Mutex<Vec<TcpStream>>,
+    /// By which the server knows our connections.
+    ports: Mutex<Vec<u16>>,
     ended: AtomicBool,
+}
+
+impl Switches {
+    /// Until nothing is frozen any more.
+    fn wait(&self) {
+        while self.frozen.load(Ordering::SeqCst) && !self.ended.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 impl Proxy {
@@ -58,7 +69,7 @@ impl Proxy {
         self.switches.upstream.store(port, Ordering::SeqCst);
     }
 
-    /// Lets what the server sends wait, and sends no word of it.
+    /// Lets what the server sends wait, and tells neither side that the other one is gone.
     pub fn freeze(&self, frozen: bool) {
         self.switches.frozen.store(frozen, Ordering::SeqCst);
     }
@@ -69,6 +80,11 @@ impl Proxy {
 
     pub fn break_behind(&self, bytes: u64) {
         self.switches.breaks_behind.store(bytes, Ordering::SeqCst);
+    }
+
+    /// What the connections have been so far, as the server sees them.
+    pub fn ports(&self) -> Vec<u16> {
+        self.switches.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Breaks every connection.
@@ -98,8 +114,11 @@ fn serve(switches: &Arc<Switches>, client: TcpStream, answers: impl Fn(&Switches
     let clones = (client.try_clone(), client.try_clone(), server.try_clone());
     let (Ok(kept), Ok(mut from_client), Ok(mut to_server)) = clones else { return };
     switches.clients.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+    switches.ports.lock().unwrap_or_else(PoisonError::into_inner).extend(to_server.local_addr().map(|at| at.port()));
+    let frozen = Arc::clone(switches);
     thread::spawn(move || {
         let _ = std::io::copy(&mut from_client, &mut to_server);
+        frozen.wait();
         let _ = to_server.shutdown(Shutdown::Both);
     });
     let switches = Arc::clone(switches);
@@ -113,9 +132,7 @@ fn answers(switches: &Switches, mut server: TcpStream, mut client: TcpStream) {
     };
     let mut buffer = [0; 16 << 10];
     while let Ok(len @ 1..) = server.read(&mut buffer) {
-        while switches.frozen.load(Ordering::SeqCst) && !switches.ended.load(Ordering::SeqCst) {
-            thread::sleep(Duration::from_millis(5));
-        }
+        switches.wait();
         let passed = &buffer[..len.min(usize::try_from(left).unwrap_or(usize::MAX))];
         let step = if switches.drips.load(Ordering::SeqCst) { 1 } else { passed.len().max(1) };
         if passed.chunks(step).any(|part| client.write_all(part).is_err()) {
