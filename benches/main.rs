@@ -6,7 +6,7 @@
 //! - `CASES`: which cases (default all): narrow single wide large huge backfill latency restart idle; the last three and the
 //!   application beside a backfill are of PostgreSQL only
 //! - `ROWS`: rows of the case `narrow` (default 1000000); the other cases scale with it, `backfill` has five times as many
-//! - `ROUNDS`: how often each backlog is drained (default 3; `huge` once)
+//! - `ROUNDS`: how often each backlog is drained (default 3)
 //! - `DEBEZIUM`: `off` leaves Debezium out; it takes part in the cases `narrow` and `backfill`
 
 mod backfill;
@@ -134,13 +134,13 @@ fn print_conditions(server: &Server<'_>) {
 /// Returns the rows per second of each, averaged over the rounds.
 fn drain_all(server: &Server<'_>, shape: Shape, wanted: &Wanted) -> BTreeMap<Contestant, f64> {
     let mut rates = BTreeMap::new();
-    let rounds = if shape.name == "huge" { 1 } else { wanted.rounds };
     let clients = server.source.clients(&shape);
     let mut contestants: Vec<Contestant> = (0..clients.len()).map(Contestant::Client).collect();
     contestants.extend([Contestant::Embedded, Contestant::Kafka]);
     if wanted.debezium && shape.name == "narrow" {
         contestants.push(Contestant::DebeziumExactlyOnce);
     }
+    let rounds = wanted.rounds;
     let (backlog, mut standing) = load(server, &shape, &contestants, rounds);
     println!("\n### {}: {}\n\n{}\n", server.source.title(), backlog.case, backlog.words);
     println!("| Round | Drain | Seconds | Rows/s | Ratio | CPU µs/row | Peak MiB |\n|---|---|---|---|---|---|---|");
