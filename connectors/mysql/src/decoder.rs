@@ -22,8 +22,7 @@ use crate::{
     relation::{Table, Tables},
     rows::{self, Action, Fault, Rows},
     statement::Write,
-    stops,
-    table_map::{self, TableMap},
+    stops, table_map,
     trail::Trail,
     wire::{Cursor, Torn},
 };
@@ -445,8 +444,8 @@ impl Decoder {
             self.mapped.push(id);
             return Ok(Event::Table);
         }
-        let map = TableMap::parse(body).map_err(|Torn| torn("a table's description"))?;
-        self.tables.put(id, Table { name: format!("{database}.{name}"), fields: fields(&map), shape: None });
+        let fields = table_map::fields(body).map_err(|Torn| torn("a table's description"))?;
+        self.tables.put(id, Table { name: format!("{database}.{name}"), fields, shape: None });
         Ok(Event::Nothing)
     }
 
@@ -543,11 +542,6 @@ impl Decoder {
             }
         }
     }
-}
-
-/// What walking over a table's rows needs.
-pub fn fields(map: &TableMap<'_>) -> Vec<(u8, u16)> {
-    map.columns.iter().map(|column| (column.field, column.meta)).collect()
 }
 
 #[inline]

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     config::{self, Settings},
     connection::Flavour,
-    decoder::{self, Decoder, Event},
+    decoder::{Decoder, Event},
     error::torn,
     gtid::GtidSet,
     payload,
@@ -56,9 +56,9 @@ impl Reader {
     }
 
     fn describe(&mut self, body: &[u8]) -> Result<()> {
-        let map = TableMap::parse(body).map_err(|_| torn("a table's description"))?;
+        let map = TableMap::parse(body, self.flavour).map_err(|_| torn("a table's description"))?;
         let shape = relation::shape(&self.settings, self.flavour, &map, None)?;
-        self.decoder.tables.put(map.id, Table { name: String::new(), fields: decoder::fields(&map), shape: Some(shape) });
+        self.decoder.tables.put(map.id, Table { name: String::new(), fields: map.fields(), shape: Some(shape) });
         Ok(())
     }
 

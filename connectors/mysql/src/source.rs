@@ -18,7 +18,7 @@ use crate::{
     catalog::TableFacts,
     config::Settings,
     connection::{Connection, Flavour},
-    decoder::{self, Decoder, Event},
+    decoder::{Decoder, Event},
     drift::{Drift, News},
     error::torn,
     monitor::{Quiet, StreamMonitor},
@@ -253,10 +253,10 @@ impl MysqlSource {
 
     /// Learns a selected table from its description.
     async fn describe(&mut self, body: &[u8]) -> Result<()> {
-        let map = TableMap::parse(body).map_err(|_| torn("a table's description"))?;
+        let map = TableMap::parse(body, self.flavour).map_err(|_| torn("a table's description"))?;
         let name = format!("{}.{}", map.database, map.table);
         if relation::is_sequence(&self.settings, &map, &name) {
-            self.decoder.tables.put(map.id, Table { name, fields: decoder::fields(&map), shape: None });
+            self.decoder.tables.put(map.id, Table { name, fields: map.fields(), shape: None });
             return Ok(());
         }
         let needs_catalog = relation::needs_catalog(&self.settings, self.flavour, &map, &name);
@@ -270,7 +270,7 @@ impl MysqlSource {
             }
         };
         self.drift.came_back(&name);
-        self.decoder.tables.put(map.id, Table { name, fields: decoder::fields(&map), shape: Some(shape) });
+        self.decoder.tables.put(map.id, Table { name, fields: map.fields(), shape: Some(shape) });
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! TABLE_MAP: the table that rows belong to, as it was at that place of the binlog.
 
-use crate::wire::{Cursor, Torn, bit, bit_high_first};
+use crate::{
+    connection::Flavour,
+    wire::{Cursor, Torn, bit, bit_high_first},
+};
 
 /// A table has no more columns, on any server.
 const MAX_COLUMNS: usize = 4096;
@@ -28,6 +31,8 @@ pub mod field {
     pub const TIMESTAMP2: u8 = 17;
     pub const DATETIME2: u8 = 18;
     pub const TIME2: u8 = 19;
+    pub const COMPRESSED_BLOB: u8 = 140;
+    pub const COMPRESSED_VARCHAR: u8 = 141;
     pub const VECTOR: u8 = 242;
     pub const JSON: u8 = 245;
     pub const NEWDECIMAL: u8 = 246;
@@ -61,14 +66,21 @@ pub struct Column {
 }
 
 impl Column {
-    /// Whether [`unsigned`](Self::unsigned) means something.
-    pub fn is_numeric(&self) -> bool {
-        use field::{DOUBLE, FLOAT, INT24, LONG, LONGLONG, NEWDECIMAL, SHORT, TINY};
-        matches!(self.field, TINY | SHORT | INT24 | LONG | LONGLONG | NEWDECIMAL | FLOAT | DOUBLE)
+    /// Whether the server says if it has a sign; it also says so of YEAR, which has none.
+    fn has_sign_bit(&self) -> bool {
+        use field::{DOUBLE, FLOAT, INT24, LONG, LONGLONG, NEWDECIMAL, SHORT, TINY, YEAR};
+        matches!(self.field, TINY | SHORT | INT24 | LONG | LONGLONG | NEWDECIMAL | FLOAT | DOUBLE | YEAR)
     }
 
-    fn is_text(&self) -> bool {
-        matches!(self.field, field::VARCHAR | field::VAR_STRING | field::STRING | field::BLOB)
+    /// Whether the server says which collation it has. That of what is no text means nothing, but it counts.
+    fn has_collation(&self, flavour: Flavour) -> bool {
+        use field::{BLOB, COMPRESSED_BLOB, COMPRESSED_VARCHAR, GEOMETRY, STRING, VAR_STRING, VARCHAR, VECTOR};
+        match self.field {
+            VARCHAR | VAR_STRING | STRING | BLOB => true,
+            GEOMETRY | COMPRESSED_BLOB | COMPRESSED_VARCHAR => flavour == Flavour::Mariadb,
+            VECTOR => flavour == Flavour::Mysql,
+            _ => false,
+        }
     }
 }
 
@@ -107,9 +119,30 @@ fn short_text<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, Torn> {
     if cursor.u8()? == 0 { Ok(text) } else { Err(Torn) }
 }
 
+/// The types of the columns alone, and what stands beside each: all that passing its rows needs. What else is said of a table that nobody
+/// selected cannot stop the stream.
+pub fn fields(body: &[u8]) -> Result<Vec<(u8, u16)>, Torn> {
+    Ok(TableMap::head(body)?.0.fields())
+}
+
 impl<'a> TableMap<'a> {
     /// Reads the body.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Torn> {
+    pub fn parse(body: &'a [u8], flavour: Flavour) -> Result<Self, Torn> {
+        let (mut map, mut cursor) = Self::head(body)?;
+        while !cursor.is_empty() {
+            let (kind, value) = (cursor.u8()?, cursor.bytes()?);
+            map.optional(kind, value, flavour)?;
+        }
+        Ok(map)
+    }
+
+    /// What walking over the table's rows needs.
+    pub fn fields(&self) -> Vec<(u8, u16)> {
+        self.columns.iter().map(|column| (column.field, column.meta)).collect()
+    }
+
+    /// Everything in front of the optional metadata, and those.
+    fn head(body: &'a [u8]) -> Result<(Self, Cursor<'a>), Torn> {
         let mut cursor = Cursor::new(body);
         let id = cursor.u48()?;
         cursor.u16()?;
@@ -127,22 +160,17 @@ impl<'a> TableMap<'a> {
             let (field, meta) = meta(*field, &mut metas)?;
             columns.push(Column { field, meta, nullable: bit(nullable, at), ..Column::default() });
         }
-        let mut map = Self { id, database, table, raw, columns, primary_key: None };
-        while !cursor.is_empty() {
-            let (kind, value) = (cursor.u8()?, cursor.bytes()?);
-            map.optional(kind, value)?;
-        }
-        Ok(map)
+        Ok((Self { id, database, table, raw, columns, primary_key: None }, cursor))
     }
 
-    fn optional(&mut self, kind: u8, value: &[u8]) -> Result<(), Torn> {
+    fn optional(&mut self, kind: u8, value: &[u8], flavour: Flavour) -> Result<(), Torn> {
         let mut cursor = Cursor::new(value);
         match kind {
-            1 => self.columns.iter_mut().filter(|column| column.is_numeric()).enumerate().for_each(|(at, column)| {
-                column.unsigned = bit_high_first(value, at);
+            1 => self.columns.iter_mut().filter(|column| column.has_sign_bit()).enumerate().for_each(|(at, column)| {
+                column.unsigned = column.field != field::YEAR && bit_high_first(value, at);
             }),
-            2 => default_collation(&mut cursor, self.columns.iter_mut().filter(|column| column.is_text()))?,
-            3 => collations(&mut cursor, self.columns.iter_mut().filter(|column| column.is_text()))?,
+            2 => default_collation(&mut cursor, self.columns.iter_mut().filter(|column| column.has_collation(flavour)))?,
+            3 => collations(&mut cursor, self.columns.iter_mut().filter(|column| column.has_collation(flavour)))?,
             4 => {
                 for column in &mut self.columns {
                     column.name = Some(String::from_utf8(cursor.bytes()?.to_vec()).map_err(|_| Torn)?);
@@ -213,8 +241,8 @@ fn labels<'c>(cursor: &mut Cursor<'_>, columns: impl Iterator<Item = &'c mut Col
 /// The real type of a column and what stands beside it.
 fn meta(field: u8, metas: &mut Cursor<'_>) -> Result<(u8, u16), Torn> {
     use field::{
-        BIT, BLOB, DATETIME2, DOUBLE, ENUM, FLOAT, GEOMETRY, JSON, NEWDECIMAL, SET, STRING, TIME2, TIMESTAMP2, VAR_STRING,
-        VARCHAR, VECTOR,
+        BIT, BLOB, COMPRESSED_BLOB, COMPRESSED_VARCHAR, DATETIME2, DOUBLE, ENUM, FLOAT, GEOMETRY, JSON, NEWDECIMAL, SET, STRING,
+        TIME2, TIMESTAMP2, VAR_STRING, VARCHAR, VECTOR,
     };
     Ok(match field {
         FLOAT | DOUBLE | BLOB | GEOMETRY | JSON | VECTOR | TIMESTAMP2 | DATETIME2 | TIME2 => (field, metas.u8()?.into()),
@@ -231,8 +259,8 @@ fn meta(field: u8, metas: &mut Cursor<'_>) -> Result<(u8, u16), Torn> {
             }
         }
         // MariaDB's compressed columns; whoever reads their rows refuses them.
-        140 => (field, metas.u8()?.into()),
-        141 => (field, metas.u16()?),
+        COMPRESSED_BLOB => (field, metas.u8()?.into()),
+        COMPRESSED_VARCHAR => (field, metas.u16()?),
         _ => (field, 0),
     })
 }
@@ -254,7 +282,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_a_table_or_refused(body: Vec<u8>) {
-            let _ = (TableMap::parse(&body).is_ok(), name(&body), id(&body));
+            for flavour in [Flavour::Mysql, Flavour::Mariadb] {
+                let _ = (TableMap::parse(&body, flavour).is_ok(), fields(&body), name(&body), id(&body));
+            }
         }
 
         #[test]
@@ -265,7 +295,7 @@ mod tests {
             body.extend_from_slice(&[2; 24]);
             body.extend_from_slice(&vec![0; types.len().div_ceil(8)]);
             body.extend_from_slice(&rest);
-            if let Ok(map) = TableMap::parse(&body) {
+            if let Ok(map) = TableMap::parse(&body, Flavour::Mysql) {
                 prop_assert_eq!(map.columns.len(), types.len());
             }
         }

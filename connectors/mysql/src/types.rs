@@ -75,7 +75,7 @@ pub fn resolve(column: &Column, hint: Hint) -> Result<Resolved, Unknown> {
         field::JSON => Ok(resolved(Type::Json, "json", Codec::Json)),
         field::GEOMETRY => Ok(resolved(Type::Bytes, "geometry", Codec::Geometry)),
         field::VECTOR => Ok(vector()),
-        140 | 141 => Err("a COMPRESSED column".to_owned()),
+        field::COMPRESSED_BLOB | field::COMPRESSED_VARCHAR => Err("a COMPRESSED column".to_owned()),
         other => Err(format!("type {other}")),
     }
 }
