@@ -123,15 +123,11 @@ proptest! {
 
     #[test]
     fn any_event_of_rows_is_read_or_refused(kind: u8, body in vec(any::<u8>(), 0..100), columns in vec(column(), 1..4)) {
-        if let Ok(Some(rows)) = Rows::parse(kind, &body) {
+        if let Ok(rows) = Rows::parse(kind, &body) {
             let (fields, _) = readable(columns);
             let mut cursor = Cursor::new(rows.data);
-            while !cursor.is_empty() {
-                let left = cursor.rest().len();
-                if rows.skip(&fields, &mut cursor).is_err() || cursor.rest().len() == left {
-                    break;
-                }
-            }
+            // Whoever passes rows goes on as the decoder does, so this must end by itself.
+            while !cursor.is_empty() && rows.skip(&fields, &mut cursor).is_ok() {}
         }
     }
 }

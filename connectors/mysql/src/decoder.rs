@@ -363,9 +363,9 @@ impl Decoder {
         self.prepared.begin();
         self.mapped.clear();
         let is_published = self.set.contains(begin.gtid);
-        let is_again = is_published && self.prepared.is_again();
+        let is_again = is_published && self.prepared.is_again(begin.gtid);
         if !is_published {
-            self.prepared.passed_again();
+            self.prepared.passed_again(begin.gtid);
         }
         // Start rule 1.5(6): what was published must not come again.
         if is_published && !is_again && !fault::variant("resume-where-the-slot-stands") {
@@ -475,11 +475,18 @@ impl Decoder {
     }
 
     fn rows(&mut self, event: u8, body: &[u8], batch: &mut Batch) -> Result<Event> {
+        let id = table_map::id(body).map_err(|Torn| torn("the head of rows"))?;
+        self.opened(Some(id), rows::ends_statement(body));
+        if self.means_no_table(id) {
+            return Ok(Event::Nothing);
+        }
         let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
-        self.opened(rows.as_ref().map(|rows| rows.table), rows::ends_statement(body));
-        let Some(rows) = rows else { return Ok(Event::Nothing) };
         let unpacked = self.unpack(&rows)?;
         self.each_row(&rows, unpacked.as_deref().unwrap_or(rows.data), batch)
+    }
+
+    fn means_no_table(&mut self, id: u64) -> bool {
+        rows::NO_TABLE.contains(&id) && self.tables.find(id).is_none()
     }
 
     fn unpack(&self, rows: &Rows<'_>) -> Result<Option<Vec<u8>>> {

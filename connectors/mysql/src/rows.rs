@@ -11,8 +11,8 @@ use crate::{
     wire::{Cursor, Torn, bit},
 };
 
-/// The id with which a server says that no table is meant.
-const NO_TABLE: u64 = 0x00ff_ffff;
+/// Ids with which a server says that no table is meant, if none with such an id was described: the first is an ordinary one too.
+pub const NO_TABLE: [u64; 3] = [0x00ff_ffff, 0xffff_ffff, 0xffff_ffff_ffff];
 
 /// Whether an event with rows is the last of its statement.
 #[inline]
@@ -47,8 +47,8 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Reads the head of the event; none if it has no rows.
-    pub fn parse(event: u8, body: &'a [u8]) -> Result<Option<Self>, Torn> {
+    /// Reads the head of the event.
+    pub fn parse(event: u8, body: &'a [u8]) -> Result<Self, Torn> {
         let is_compressed = event >= kind::WRITE_ROWS_COMPRESSED_V1;
         let (first, has_extra) = match event {
             kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1 => (kind::WRITE_ROWS_V1, false),
@@ -68,9 +68,6 @@ impl<'a> Rows<'a> {
             let extra = usize::from(cursor.u16()?).checked_sub(2).ok_or(Torn)?;
             cursor.take(extra)?;
         }
-        if table == NO_TABLE {
-            return Ok(None);
-        }
         let columns = cursor.count()?;
         let len = columns.div_ceil(8);
         let before = cursor.take(len)?;
@@ -78,11 +75,12 @@ impl<'a> Rows<'a> {
         let all = |bitmap: &[u8]| (0..columns).all(|at| bit(bitmap, at));
         let is_full = all(before) && all(after);
         let rest = cursor.rest();
-        Ok(Some(Self { table, action, columns, is_full, present: [before, after], data: rest, is_compressed, is_partial }))
+        Ok(Self { table, action, columns, is_full, present: [before, after], data: rest, is_compressed, is_partial })
     }
 
-    /// Passes one row (both images of an update) of a table that nobody selected.
+    /// Passes one row (both images of an update) of a table that nobody selected. No row is empty.
     pub fn skip(&self, fields: &[(u8, u16)], cursor: &mut Cursor<'_>) -> Result<(), Torn> {
+        let left = cursor.rest().len();
         let images = if self.action == Action::Update { &self.present[..] } else { &self.present[..1] };
         for (image, present) in images.iter().enumerate() {
             if image == 1 && self.is_partial {
@@ -97,7 +95,7 @@ impl<'a> Rows<'a> {
                 }
             }
         }
-        Ok(())
+        if cursor.rest().len() == left { Err(Torn) } else { Ok(()) }
     }
 }
 

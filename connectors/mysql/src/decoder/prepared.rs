@@ -45,8 +45,8 @@ pub(super) struct Prepared {
     replayed: Option<Option<Gtid>>,
     /// Where what was sent again stands
     again: Option<GtidSet>,
-    /// Everything that was sent again has come.
-    is_behind: bool,
+    /// The domains of which everything that was sent again has come.
+    behind: Vec<u32>,
 }
 
 impl Prepared {
@@ -55,9 +55,9 @@ impl Prepared {
         Self { again, ..Self::default() }
     }
 
-    /// Whether what comes may be published already.
-    pub(super) fn is_again(&self) -> bool {
-        self.again.is_some()
+    /// Whether what comes may be published already. Within a domain all that is comes first.
+    pub(super) fn is_again(&self, gtid: Gtid) -> bool {
+        self.again.is_some() && !self.behind.contains(&domain(gtid))
     }
 
     /// Whether events of the open transaction are applied that were held before.
@@ -82,15 +82,17 @@ impl Prepared {
     }
 
     /// Something came that is not published.
-    pub(super) fn passed_again(&mut self) {
-        self.is_behind = true;
+    pub(super) fn passed_again(&mut self, gtid: Gtid) {
+        if !self.behind.contains(&domain(gtid)) {
+            self.behind.push(domain(gtid));
+        }
     }
 
     /// From where on a restart must read again.
     pub(super) fn resume_from(&self) -> Option<GtidSet> {
         match self.pending.first() {
             Some(oldest) => oldest.before.clone(),
-            None => self.again.clone().filter(|_| !self.is_behind),
+            None => self.again.clone().filter(|_| self.behind.is_empty()),
         }
     }
 
@@ -111,6 +113,14 @@ impl Prepared {
 
     fn hold(&mut self, header: &Header, body: &[u8]) {
         header.write(body, &mut self.held);
+    }
+}
+
+/// Only MariaDB sends what is published again, and has several.
+fn domain(gtid: Gtid) -> u32 {
+    match gtid {
+        Gtid::Maria(gtid) => gtid.domain,
+        _ => 0,
     }
 }
 
@@ -154,8 +164,11 @@ impl Decoder {
 
     /// Raw rows of tables that nobody selected, in one event.
     fn count_rows(&mut self, event: u8, body: &[u8]) -> Result<u64> {
+        let id = table_map::id(body).map_err(|Torn| torn("the head of rows"))?;
+        if self.means_no_table(id) {
+            return Ok(0);
+        }
         let rows = Rows::parse(event, body).map_err(|Torn| torn("the head of rows"))?;
-        let Some(rows) = rows else { return Ok(0) };
         let Some(at) = self.tables.find(rows.table) else { return Err(torn("rows of a table that was not described")) };
         let unpacked = self.unpack(&rows)?;
         let mut cursor = Cursor::new(unpacked.as_deref().unwrap_or(rows.data));

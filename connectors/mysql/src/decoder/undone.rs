@@ -9,12 +9,17 @@ use headwater_connector::{Batch, Mark, Result};
 use super::{Decoder, Event, Open};
 use crate::{error::torn, stops};
 
+/// Nobody goes back behind so many; who does is told that it cannot be followed.
+const MAX_SAVEPOINTS: usize = 1024;
+
 /// A savepoint that was set since the batch began, or before the transaction had changes.
 pub(super) struct Savepoint {
     name: Vec<u8>,
     mark: Mark,
     /// Whether the batch knew the transaction.
     announced: bool,
+    /// Raw rows of the transaction in front of it.
+    ordinal: u64,
 }
 
 impl Open {
@@ -44,7 +49,10 @@ impl Decoder {
     pub(super) fn set_savepoint(&mut self, name: Vec<u8>, batch: &Batch) -> Result<Event> {
         let Some(open) = &mut self.open else { return Err(torn("a savepoint outside of transactions")) };
         open.savepoints.retain(|known| !known.name.eq_ignore_ascii_case(&name));
-        open.savepoints.push(Savepoint { name, mark: batch.mark(), announced: open.announced });
+        if open.savepoints.len() >= MAX_SAVEPOINTS {
+            open.savepoints.drain(..MAX_SAVEPOINTS / 2);
+        }
+        open.savepoints.push(Savepoint { name, mark: batch.mark(), announced: open.announced, ordinal: open.ordinal });
         Ok(Event::Nothing)
     }
 
@@ -55,6 +63,11 @@ impl Decoder {
         let found = open.savepoints.iter().position(|known| known.name.eq_ignore_ascii_case(name));
         match found {
             _ if has_held => Err(stops::rolled_back(&id)),
+            // Rows behind the savepoint were passed since they are done. If all were, whoever was here before has followed this rollback.
+            Some(at) if !open.is_again && open.savepoints[at].ordinal < open.skip => match open.ordinal < open.skip {
+                true => Ok(Event::Nothing),
+                false => Err(stops::rolled_back(&id)),
+            },
             Some(at) => {
                 open.savepoints.truncate(at + 1);
                 let Savepoint { mark, announced, .. } = open.savepoints[at];

@@ -246,6 +246,28 @@ async fn every_domain_is_read_once() {
     assert_eq!(reader.stops().await.code().id, "HW3016");
 }
 
+/// M26: what is prepared is sent again after a restart, with what is published behind it. What goes back later is none of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_that_goes_back_behind_what_was_sent_again_stops() {
+    let server = Server::start(Flavour::Mariadb, &[]);
+    server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY)");
+    let connector = server.connector("shop", json!({}));
+    let mut at = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &at).await;
+    server.sql("USE shop;\nXA START 'x';\nINSERT INTO items VALUES (50);\nXA END 'x';\nXA PREPARE 'x'");
+    server.sql("INSERT INTO shop.items VALUES (1)");
+    reader.read(1).await;
+    at.position = reader.position.clone();
+    assert!(at.position.as_str().contains('|'), "it says from where on to read again: {}", at.position);
+    drop(reader);
+    let mut reader = Reader::open(&*connector, &at).await;
+    server.sql("INSERT INTO shop.items VALUES (2)");
+    reader.read(1).await;
+    server.sql("SET GLOBAL gtid_strict_mode = OFF");
+    server.sql("SET gtid_seq_no = 2;\nINSERT INTO shop.items VALUES (99)");
+    assert_eq!(reader.stops().await.code().id, "HW3016");
+}
+
 /// M16, M17: without GTIDs a position is a place in the files of one server, and stays one when they are switched on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_gtids_the_files_of_one_server_are_read() {
