@@ -15,6 +15,8 @@ const IN_USE: u16 = 0x01;
 const ARTIFICIAL: u16 = 0x20;
 /// Head flag: whoever does not know the event may skip it.
 const IGNORABLE: u16 = 0x80;
+/// Marks a statement that needs its session: a temporary table is in it.
+const OF_SESSION: u16 = 0x4;
 
 /// The number of the last field that a tagged GTID has in MySQL 9.7.
 const LAST_TAGGED_FIELD: u64 = 11;
@@ -92,6 +94,11 @@ impl Header {
     /// Whether whoever does not know the event may skip it.
     pub fn is_ignorable(&self) -> bool {
         self.flags & IGNORABLE != 0
+    }
+
+    /// Whether a statement is about a temporary table, among others perhaps.
+    pub fn is_of_session(&self) -> bool {
+        self.flags & OF_SESSION != 0
     }
 
     /// Where in its file the stream is behind an event of this size that came at `at`. Events say so with 32 bits, which the last transaction

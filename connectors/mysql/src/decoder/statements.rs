@@ -46,6 +46,11 @@ impl Decoder {
             Head::RollbackTo(name) => self.roll_back_to(&name, batch),
             Head::Savepoint(name) => self.set_savepoint(name, batch),
             Head::XaEnd => Ok(Event::Nothing),
+            // Of a temporary table that hides the captured one.
+            Head::Truncate(_) if header.is_of_session() => {
+                self.count()?;
+                self.statement_done()
+            }
             Head::Truncate(name) => self.truncate(&name, batch),
             dropped @ (Head::Drop(_) | Head::DropDatabase(_)) => {
                 self.dropped(&dropped);

@@ -31,6 +31,22 @@ async fn a_temporary_table_of_the_same_name_is_another(flavour: Flavour) {
     assert!(found.iter().all(|error| error.code().id != "HW3042"), "{found:?}");
 }
 
+/// Sessions that log statements also log those on temporary tables. A truncate of one is none of the captured table that it hides.
+async fn a_truncate_of_a_temporary_table_is_no_event(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("USE {database};\nCREATE TABLE items (id int PRIMARY KEY);\nINSERT INTO items VALUES (1)"));
+    let connector = server.connector(&database, json!({ "on_truncate": "event" }));
+    let first = start(&*connector).await;
+    let mut reader = Reader::open(&*connector, &first).await;
+    server.sql(&format!(
+        "USE {database};\nSET binlog_format = STATEMENT;\nCREATE TEMPORARY TABLE items (id int);\nTRUNCATE TABLE items;\nDROP TEMPORARY TABLE items;\n\
+         TRUNCATE TABLE items"
+    ));
+    server.sql(&format!("INSERT INTO {database}.items VALUES (2)"));
+    assert_eq!(reader.read(2).await, ["Truncate items ", "Insert items 2"]);
+}
+
 /// M5: a label is the one of the place in the binlog, whatever the list is by now.
 async fn labels_are_those_of_their_time(flavour: Flavour) {
     let server = shared(flavour);
@@ -174,6 +190,7 @@ async fn an_encrypted_binlog_is_read(flavour: Flavour) {
 
 on_both! {
     a_temporary_table_of_the_same_name_is_another
+    a_truncate_of_a_temporary_table_is_no_event
     labels_are_those_of_their_time
     a_stream_without_descriptions_or_whole_rows_stops
     an_encrypted_binlog_is_read
