@@ -241,12 +241,17 @@ impl Decoder {
             Bad::Torn => torn("an event"),
             Bad::Checksum => stops::checksum(&self.reading),
         })?;
-        self.reading.at = header.behind(self.reading.at, event.len(), self.open.is_some());
+        let stood = self.reading.at;
+        self.reading.at = header.behind(stood, event.len(), self.open.is_some());
         if header.next > 0 {
             self.time = header.time;
             self.begins_at = self.reading.at.saturating_sub(event.len() as u64);
         }
         let event = self.event(&header, body, batch)?;
+        if matches!(event, Event::Cut | Event::Statement(_) | Event::Truncated(_)) {
+            // It comes again, and is counted then.
+            self.reading.at = stood;
+        }
         if self.open.is_none() && self.is_of_files() {
             self.set.advance(&self.reading.file, self.reading.at);
             self.spot.clone_from(&self.reading);

@@ -227,7 +227,8 @@ fn mixed(flavour: Flavour) -> Vec<Written> {
         let columns: Vec<String> = chosen.iter().enumerate().map(|(at, example)| format!("c{at} {}", example.sql_type)).collect();
         let names: Vec<String> = (0..COLUMNS).map(|at| format!("c{at}")).collect();
         let row: Vec<&str> = chosen.iter().map(|example| example.value.as_str()).collect();
-        tables.push((columns.join(", "), names.join(", "), vec![row.join(", ")]));
+        let holes: Vec<&str> = row.iter().map(|value| if below(2) == 0 { "NULL" } else { value }).collect();
+        tables.push((columns.join(", "), names.join(", "), vec![row.join(", "), holes.join(", ")]));
     }
     tables
 }
