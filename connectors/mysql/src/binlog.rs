@@ -375,6 +375,12 @@ pub fn maria_gtid(header: &Header, body: &[u8]) -> Result<Begin, Torn> {
     Ok(Begin { gtid, commit_time_us: None, standalone: Some(flags & 1 != 0), is_prepared_xa: flags & 0x40 != 0 })
 }
 
+/// Whether this GTID of MariaDB is the one; which server wrote it says the head.
+pub fn is_maria_gtid(body: &[u8], gtid: MariaGtid) -> bool {
+    let mut cursor = Cursor::new(body);
+    (cursor.u64(), cursor.u32()) == (Ok(gtid.sequence), Ok(gtid.domain))
+}
+
 /// Whether the prepared transaction is committed at once.
 pub fn is_one_phase(body: &[u8]) -> Result<bool, Torn> {
     Cursor::new(body).u8().map(|flag| flag != 0)

@@ -299,6 +299,7 @@ impl Decoder {
             kind::FORMAT_DESCRIPTION => {
                 self.checksum = Format::parse(body).map_err(|Torn| torn("a format description"))?.checksum;
                 self.tables.forget_ids();
+                self.forget_unfinished(batch)?;
                 self.begin_file(header.time)
             }
             kind::ROTATE => {

@@ -5,10 +5,11 @@ use std::time::Duration;
 use headwater_connector::{Result, codes as shared};
 
 use crate::{
-    binlog::kind,
+    binlog::{self, HEAD, Query, kind},
     config::Settings,
     connection::{Connection, Flavour, literal},
     error::{lost, torn},
+    gtid::MariaGtid,
     inspect,
     position::{Place, Spot},
     stops,
@@ -23,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 const MAX_GLANCE: usize = 1 << 30;
 
 /// Behind the four bytes that say what it is.
-const FILE_START: u64 = 4;
+pub const FILE_START: u64 = 4;
 
 const REGISTER_REPLICA: u8 = 21;
 const DUMP: u8 = 18;
@@ -55,11 +56,48 @@ pub async fn first_time(connection: Connection, place: &Place) -> Result<Option<
 
 /// When a file of the server was begun, in seconds since 1970.
 pub async fn born(connection: Connection, file: &str) -> Result<u32> {
-    let spot = Spot::new(file, FILE_START);
-    let set = inspect::up_to(&spot).ok_or_else(|| torn("the name of a file"))?;
-    let place = Place { set, from: None, partial: None, spot };
+    let place = of_file(&Spot::new(file, FILE_START))?;
     let time = time_of_first(connection, &place, |number| number == kind::FORMAT_DESCRIPTION).await?;
     time.ok_or_else(|| lost("the server did not send the beginning of a file"))
+}
+
+/// Whether a file of MariaDB has the end of a transaction too, whose beginning stands behind the spot. Its name does not tell it: the next
+/// transaction behind one that has no end gets the same.
+pub async fn has_end_of(connection: Connection, spot: &Spot, gtid: MariaGtid) -> Result<bool> {
+    let mut stream = request(connection, &of_file(spot)?, (NON_BLOCK, NOBODY), MAX_GLANCE).await?;
+    let mut is_inside = false;
+    loop {
+        let mut chunk = match stream.next().await {
+            Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(false),
+            chunk => chunk?,
+        };
+        while let Some(event) = chunk.next_event() {
+            let event = match event {
+                // It says so of a file that ends within an event; of one that is torn in between, the next file comes.
+                Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(false),
+                event => event?,
+            };
+            let Some((kind, body)) = event.get(4).zip(event.get(HEAD..)) else { return Err(torn("an event")) };
+            match *kind {
+                kind::XID | kind::XA_PREPARE if is_inside => return Ok(true),
+                kind::QUERY if is_inside && Query::parse(body).is_ok_and(|query| ends(query.text)) => return Ok(true),
+                kind::MARIA_GTID | kind::FORMAT_DESCRIPTION if is_inside => return Ok(false),
+                kind::MARIA_GTID => is_inside = binlog::is_maria_gtid(body, gtid),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What may stand behind a word that ends a transaction is a checksum.
+fn ends(text: &[u8]) -> bool {
+    text.starts_with(b"COMMIT") || text.starts_with(b"ROLLBACK") && !text.starts_with(b"ROLLBACK TO")
+}
+
+/// A place that is one of files, whatever the server knows of names.
+fn of_file(spot: &Spot) -> Result<Place> {
+    let set = inspect::up_to(spot).ok_or_else(|| torn("the name of a file"))?;
+    Ok(Place { set, from: None, partial: None, spot: spot.clone() })
 }
 
 async fn time_of_first(connection: Connection, place: &Place, is_wanted: fn(u8) -> bool) -> Result<Option<u32>> {
@@ -101,7 +139,10 @@ async fn request(mut connection: Connection, place: &Place, (flags, id): (u16, u
         .await?;
     let (flags, id) = (flags.to_le_bytes(), id.to_le_bytes());
     let (command, body) = match connection.flavour {
-        Flavour::Mysql if place.is_of_files() => {
+        flavour if place.is_of_files() => {
+            if flavour == Flavour::Mariadb {
+                connection.query("SET @mariadb_slave_capability = 4").await?;
+            }
             let at = u32::try_from(place.spot.at).map_err(|_| stops::too_far(&place.spot))?;
             let mut body = at.to_le_bytes().to_vec();
             body.extend_from_slice(&flags);

@@ -123,6 +123,21 @@ fn a_table_whose_number_once_meant_none_keeps_its_rows() {
     assert_eq!(reader.batch.changes().len(), plain.batch.changes().len());
 }
 
+/// A file may end between two events of what its server was writing when it died.
+#[test]
+fn what_a_file_ends_within_never_happened() {
+    let events = events(MARIADB);
+    let end = events.iter().rposition(|event| event[4] == kind::XID).expect("an end");
+    let begin = events[..end].iter().rposition(|event| event[4] == kind::MARIA_GTID).expect("a beginning");
+    // The transaction comes again in another file, and then with its end.
+    let torn = [&events[..end], &events[..1], &events[begin..]].concat();
+    let (mut reader, mut plain) = (Reader::new(Flavour::Mariadb), Reader::new(Flavour::Mariadb));
+    reader.read(&torn).expect("two files");
+    plain.read(&events).expect("one file");
+    assert_eq!(reader.batch.changes().len(), plain.batch.changes().len());
+    assert!(reader.decoder.is_between());
+}
+
 /// The checksum of what is in an event now, so that the damage gets past it.
 fn sign(event: &mut [u8]) {
     if let Some((covered, sum)) = event.split_last_chunk_mut::<4>() {

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use headwater_connector::{Batch, Error, Identity, Kind, Limits, Monitor, Position, Result, Source, fault};
+use headwater_connector::{Batch, Error, Identity, Limits, Monitor, Position, Result, Source, fault};
 use tokio::{
     sync::watch,
     time::{Instant as Deadline, timeout_at},
@@ -20,7 +20,10 @@ use crate::{
     connection::{Connection, Flavour},
     decoder::{Decoder, Event},
     drift::{Drift, News},
-    error::torn,
+    dump,
+    error::{lost, torn},
+    gtid::Gtid,
+    inspect,
     monitor::{Quiet, StreamMonitor},
     omitted::{self, Reach},
     payload,
@@ -67,6 +70,8 @@ pub struct MysqlSource {
     trail: Arc<Trail>,
     /// An error behind transactions that were handed out first.
     failed: Option<Error>,
+    /// The large transaction of which parts are handed out: the binlog has its end.
+    whole: Option<Gtid>,
     quiet: watch::Sender<Quiet>,
     drift: Drift,
     /// When to look again into what the server gave no answer to.
@@ -117,6 +122,7 @@ impl MysqlSource {
             unpacked: None,
             again: None,
             failed: None,
+            whole: None,
             quiet,
             drift,
             judge_at: None,
@@ -380,6 +386,27 @@ impl MysqlSource {
         is_far || self.given_at.elapsed() >= PROGRESS_EVERY
     }
 
+    /// Before a part of a transaction is handed out, it must be sure that the rest exists. MySQL cuts off the beginning of what it was
+    /// writing when it died, and MariaDB sends that like any other; but what it sends of the file that it writes now is whole.
+    async fn prove_end(&mut self) -> Result<()> {
+        let place = self.decoder.place();
+        let cut = place.partial.map(|partial| partial.gtid).filter(|gtid| self.decoder.is_torn() && self.whole != Some(*gtid));
+        let Some(Gtid::Maria(gtid)) = cut else { return Ok(()) };
+        let mut catalog = self.catalog().await?;
+        let written = inspect::spot(&mut catalog).await?.file;
+        self.catalog = Some(catalog);
+        let file = self.decoder.file();
+        // Behind the last transaction, if that is in the same file; the first one of a file is behind its beginning.
+        let spot = if place.spot.file == file { place.spot } else { Spot::new(file, dump::FILE_START) };
+        let is_whole = written == file || dump::has_end_of(Connection::open(&self.settings.server).await?, &spot, gtid).await?;
+        if !is_whole {
+            return Err(lost("the server died while it wrote the transaction that comes next, which never happened")
+                .at("transaction", Gtid::Maria(gtid)));
+        }
+        self.whole = cut;
+        Ok(())
+    }
+
     fn finish(&mut self, batch: &mut Batch) {
         if batch.changes().is_empty() && !self.progress_is_due() {
             return;
@@ -409,11 +436,13 @@ impl Source for MysqlSource {
             return Err(error);
         }
         self.decoder.begin_batch(batch, limits);
-        if let Err(error) = self.fill(batch, limits).await {
-            // What cannot be published must not keep back what can: complete transactions first, then the error.
-            if error.kind() == Kind::Retry {
-                return Err(error);
-            }
+        let filled = match self.fill(batch, limits).await {
+            Ok(()) => self.prove_end().await,
+            failed => failed,
+        };
+        if let Err(error) = filled {
+            // What cannot be published must not keep back what can: complete transactions first, then the error. The server may send
+            // these and the same error whenever the connector opens, until they are published.
             self.decoder.abandon(batch);
             if batch.changes().is_empty() {
                 return Err(error);

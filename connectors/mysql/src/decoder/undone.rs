@@ -3,6 +3,7 @@
 //! The servers leave such a one out of the binlog, unless it has something that no rollback undoes: a temporary table that was made or
 //! dropped (MariaDB), or a statement on a table without transactions. Its rows are none of those: rows of tables without transactions
 //! are written before it, as a transaction of their own. So they never happened, and are taken back as long as they are not published.
+//! Nor did one happen that the server was writing when it died: MariaDB leaves its beginning at the end of the file.
 
 use headwater_connector::{Batch, Mark, Result};
 
@@ -77,6 +78,20 @@ impl Decoder {
             None if open.has_changes || open.is_begun() => Err(stops::rolled_back(&id)),
             None => Ok(Event::Nothing),
         }
+    }
+
+    /// The file that is read.
+    pub fn file(&self) -> &str {
+        &self.reading.file
+    }
+
+    /// A file begins. What began in the one before and did not end there never will.
+    pub(super) fn forget_unfinished(&mut self, batch: &mut Batch) -> Result<()> {
+        if self.open.as_ref().is_some_and(Open::is_begun) {
+            return Err(stops::rolled_back(&self.open_id()));
+        }
+        self.abandon(batch);
+        Ok(())
     }
 
     /// Takes the whole transaction back.

@@ -1,9 +1,11 @@
 //! Another server in the place of the one that was read: which one may go on, and what the others are told.
 
-use headwater_connector::{SourceConnector, Start};
+use std::time::Duration;
+
+use headwater_connector::{Batch, Kind, Limits, Op, SourceConnector, Start, Value};
 use serde_json::json;
 
-use crate::support::{Flavour, Reader, Server, on_both, start};
+use crate::support::{Flavour, Reader, Server, eventually, on_both, start};
 
 /// Runs a statement as if it had come from another server by replication: it keeps the name that it has there.
 fn replicate(to: &Server, from: &Server, number: u64, statement: &str) {
@@ -67,6 +69,65 @@ async fn a_server_that_lacks_something_is_told_from_one_that_went_another_way(fl
     assert_eq!(reader.read(1).await, ["Insert items 3,c"], "what is published does not come again");
 }
 
+/// Lets the server die while it writes a transaction of a hundred megabytes.
+fn die_while_writing(server: &Server) {
+    let file = server.data().join(server.binlog());
+    let size = || std::fs::metadata(&file).expect("a binlog").len();
+    let before = size();
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(server.try_sql("INSERT INTO shop.items SELECT 1000 + id, repeat(md5(id), 1000) FROM shop.numbers")));
+        eventually("it writes", || size() > before + (4 << 20));
+        server.crash_and_restart();
+    });
+    assert_eq!(server.sql("SELECT count(*) FROM shop.items WHERE id >= 1000"), "0", "it died too late");
+}
+
+/// Reads the ids of so many rows, and opens again where the stream breaks.
+async fn ids(connector: &dyn SourceConnector, first: &Start, limits: &Limits, count: usize) -> Vec<i64> {
+    let (mut at, mut ids, mut breaks) = (first.clone(), Vec::new(), 0);
+    let mut source = connector.open(&at.identity, &at.position).await.unwrap_or_else(|error| panic!("{error}"));
+    while ids.len() < count {
+        let mut batch = Batch::default();
+        if let Err(error) = source.next_batch(&mut batch, limits).await {
+            breaks += 1;
+            assert!(error.kind() == Kind::Retry && breaks < 10, "{breaks}: {error}");
+            source = connector.open(&at.identity, &at.position).await.unwrap_or_else(|error| panic!("{error}"));
+            continue;
+        }
+        for change in batch.changes() {
+            let Value::Int(id) = batch.value(change.after.expect("a row"), 0) else { panic!("no id") };
+            assert_eq!(change.op, Op::Insert);
+            ids.push(id);
+        }
+        at.position = batch.position().cloned().unwrap_or(at.position);
+    }
+    ids
+}
+
+/// MariaDB leaves the beginning at the end of its file and sends it like any other, and the next transaction gets the same name.
+async fn what_a_server_was_writing_when_it_died_is_no_event(flavour: Flavour) {
+    let server = Server::start(flavour, &[]);
+    let digits = (0..10).map(|digit| format!("({digit})")).collect::<Vec<_>>().join(",");
+    server.sql(&format!(
+        "CREATE DATABASE shop;\nUSE shop;\nCREATE TABLE items (id int PRIMARY KEY, name longtext);\nCREATE TABLE digits (n int PRIMARY KEY);\n\
+         CREATE TABLE numbers (id int PRIMARY KEY);\nINSERT INTO digits VALUES {digits};\n\
+         INSERT INTO numbers SELECT a.n * 1000 + b.n * 100 + c.n * 10 + d.n FROM digits a, digits b, digits c, digits d WHERE a.n < 3"
+    ));
+    let connector = server.connector("shop", json!({ "tables": "shop.items" }));
+    let first = start(&*connector).await;
+    for id in 1..=3 {
+        server.sql(&format!("INSERT INTO shop.items VALUES ({id}, 'a')"));
+        die_while_writing(&server);
+    }
+    server.sql("INSERT INTO shop.items VALUES (4, 'a'), (5, 'b')");
+    let ordinary = Limits { max_wait: Duration::from_millis(200), ..Limits::default() };
+    // In parts as soon as it can be, and where all that was written has room in one batch.
+    for limits in [Limits { max_changes: 3, ..ordinary }, Limits { max_bytes: 1 << 30, ..ordinary }] {
+        assert_eq!(ids(&*connector, &first, &limits, 5).await, [1, 2, 3, 4, 5], "{limits:?}");
+    }
+}
+
 on_both! {
+    what_a_server_was_writing_when_it_died_is_no_event
     a_server_that_lacks_something_is_told_from_one_that_went_another_way
 }
