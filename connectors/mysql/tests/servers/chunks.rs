@@ -1,7 +1,9 @@
 //! Rows that are in tables already, chunk by chunk, on both flavours.
 
 use std::{
+    collections::HashSet,
     sync::OnceLock,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -341,6 +343,52 @@ async fn a_float_that_was_asked_for_was_not_found(flavour: Flavour) {
     let tables = connector.tables().await.unwrap_or_else(|errors| panic!("{errors:?}"));
     let wrong = connector.condition(&tables[0].schema, &Condition::From { column: "f", value: "1e39" }).await;
     assert_eq!(wrong.expect_err("no float").code().id, "HW3039");
+    reader.close().await;
+}
+
+/// The end of a prepared transaction is in MariaDB's binlog a moment before its rows are visible, and a chunk of that moment had seen it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_counted_as_seen_before_its_rows_were() {
+    let server = shared(Flavour::Mariadb);
+    let database = server.database();
+    server.sql(&format!("USE {database};\nCREATE TABLE t (id int PRIMARY KEY)"));
+    let (_connector, mut source, mut reader) = opened(Flavour::Mariadb, &database).await;
+    // One that is only prepared keeps no chunk from being read.
+    server.sql(&format!("USE {database};\nXA START x'ff00', 'x', 7;\nINSERT INTO t VALUES (0);\nXA END x'ff00', 'x', 7;\nXA PREPARE x'ff00', 'x', 7"));
+    let (writers, each) = (12, 800);
+    let write = |writer: usize| {
+        let cycle =
+            |id| format!("XA START '{id}';\nINSERT INTO t VALUES ({id});\nXA END '{id}';\nXA PREPARE '{id}';\nXA COMMIT '{id}'");
+        let cycles: Vec<String> = (writer * each..(writer + 1) * each).map(cycle).collect();
+        let sql = format!("USE {database};\n{}", cycles.join(";\n"));
+        std::thread::spawn(move || server.sql(&sql))
+    };
+    let writing: Vec<_> = (1..=writers).map(write).collect();
+    let mut chunks = Vec::new();
+    while chunks.is_empty() || !writing.iter().all(JoinHandle::is_finished) {
+        let mut batch = Batch::default();
+        let read = chunk(&mut *reader, &whole(&format!("{database}.t")), &mut batch).await;
+        let rows = batch.changes().iter().map(|change| batch.values(change.after.expect("a row")).map(show).collect());
+        chunks.push((read.seen, rows.collect::<HashSet<String>>()));
+    }
+    let mut committed: Vec<(String, String)> = Vec::new();
+    while committed.len() < writers * each {
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &Limits::default()).await.unwrap_or_else(|error| panic!("{error}"));
+        for change in batch.changes() {
+            let transaction = batch.transaction_id(&batch.transactions()[change.transaction as usize]);
+            committed.push((transaction.to_owned(), batch.values(change.after.expect("a row")).map(show).collect()));
+        }
+    }
+    server.sql("XA ROLLBACK x'ff00', 'x', 7");
+    let mut count = 0;
+    for (snapshot, rows) in &chunks {
+        for (_, id) in committed.iter().filter(|(transaction, _)| snapshot.sees(transaction)) {
+            assert!(rows.contains(id), "{id} is not in a chunk that counts it");
+            count += 1;
+        }
+    }
+    assert!(count > 0, "some of it was seen");
     reader.close().await;
 }
 
