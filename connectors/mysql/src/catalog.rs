@@ -20,11 +20,11 @@ pub struct TableFacts {
     pub is_versioned: bool,
     /// In their order.
     pub columns: Vec<ColumnFacts>,
-    /// The primary key's columns, else those of the first unique index over columns that are NOT NULL.
+    /// The primary key's columns, else those of the unique index that the server takes for one.
     pub key: Vec<String>,
     /// Unique indexes over columns that are NOT NULL, the primary key included.
     pub unique: Vec<Vec<String>>,
-    /// The same with their names.
+    /// Those that a statement may name, with their names.
     pub indexes: Vec<(String, Vec<String>)>,
     /// Roughly.
     pub estimated_rows: Option<u64>,
@@ -85,36 +85,59 @@ pub async fn table(connection: &mut Connection, database: &str, name: &str) -> R
     let rows = connection
         .query(&format!(
             "SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH, NUMERIC_PRECISION, NUMERIC_SCALE, \
-             DATETIME_PRECISION, IS_NULLABLE, EXTRA, COLLATION_NAME FROM information_schema.COLUMNS WHERE {place} ORDER BY ORDINAL_POSITION"
+             DATETIME_PRECISION, IS_NULLABLE, EXTRA, COLLATION_NAME, COLUMN_KEY FROM information_schema.COLUMNS WHERE {place} ORDER BY ORDINAL_POSITION"
         ))
         .await?;
     let flavour = connection.flavour;
     facts.columns = rows.iter().map(|row| column(flavour, row, &documents)).collect();
+    let promoted: Vec<&str> = rows.iter().filter(|row| cell(row, 11) == "PRI").map(|row| cell(row, 0)).collect();
+    let indexes = unique(connection, &place).await?;
+    // Without a primary key the first index that was made is taken for one, as the binlog does too. Here the alphabet is the order.
+    let is_promoted = |index: &&Unique| index.columns.len() == promoted.len() && promoted.iter().all(|name| index.has(name));
+    let key = indexes.iter().find(is_promoted).or(indexes.first());
+    facts.key = key.map(|index| index.columns.clone()).unwrap_or_default();
+    facts.unique = indexes.iter().map(|index| index.columns.clone()).collect();
+    facts.indexes = indexes.into_iter().filter(|index| !index.is_hidden).map(|index| (index.name, index.columns)).collect();
+    Ok(Some(facts))
+}
+
+/// A unique index over columns that are NOT NULL.
+struct Unique {
+    name: String,
+    /// Whether the optimizer may not use it. A statement that names it is refused.
+    is_hidden: bool,
+    columns: Vec<String>,
+}
+
+impl Unique {
+    fn has(&self, column: &str) -> bool {
+        self.columns.iter().any(|name| name == column)
+    }
+}
+
+/// Those of the table at a place, the primary key first.
+async fn unique(connection: &mut Connection, place: &str) -> Result<Vec<Unique>> {
+    let hidden = if connection.flavour == Flavour::Mysql { "IS_VISIBLE = 'NO'" } else { "IGNORED = 'YES'" };
     let rows = connection
         .query(&format!(
-            "SELECT INDEX_NAME, COLUMN_NAME, SUB_PART, NULLABLE FROM information_schema.STATISTICS \
+            "SELECT INDEX_NAME, COLUMN_NAME, SUB_PART, NULLABLE, {hidden} FROM information_schema.STATISTICS \
              WHERE {place} AND NON_UNIQUE = 0 ORDER BY INDEX_NAME <> 'PRIMARY', INDEX_NAME, SEQ_IN_INDEX"
         ))
         .await?;
-    let mut indexes: Vec<(String, Option<Vec<String>>)> = Vec::new();
+    let mut indexes: Vec<(Unique, bool)> = Vec::new();
     for row in &rows {
-        let index = cell(row, 0);
-        if indexes.last().is_none_or(|(name, _)| name != index) {
-            indexes.push((index.to_owned(), Some(Vec::new())));
+        let name = cell(row, 0);
+        if indexes.last().is_none_or(|(index, _)| index.name != name) {
+            indexes.push((Unique { name: name.to_owned(), is_hidden: cell(row, 4) == "1", columns: Vec::new() }, true));
         }
         // A part that may be NULL, is computed, or is only the beginning of a column tells no rows apart.
-        let fits = cell(row, 3) != "YES" && !cell(row, 1).is_empty() && (cell(row, 2).is_empty() || index == "PRIMARY");
-        if let Some((_, columns)) = indexes.last_mut() {
-            match columns {
-                Some(columns) if fits => columns.push(cell(row, 1).to_owned()),
-                _ => *columns = None,
-            }
+        let fits = cell(row, 3) != "YES" && !cell(row, 1).is_empty() && (cell(row, 2).is_empty() || name == "PRIMARY");
+        if let Some((index, all_fit)) = indexes.last_mut() {
+            index.columns.push(cell(row, 1).to_owned());
+            *all_fit &= fits;
         }
     }
-    facts.indexes = indexes.into_iter().filter_map(|(name, columns)| Some((name, columns?))).collect();
-    facts.unique = facts.indexes.iter().map(|(_, columns)| columns.clone()).collect();
-    facts.key = facts.unique.first().cloned().unwrap_or_default();
-    Ok(Some(facts))
+    Ok(indexes.into_iter().filter_map(|(index, all_fit)| all_fit.then_some(index)).collect())
 }
 
 /// MariaDB's columns of type JSON: LONGTEXT with a check of the column's own.
@@ -252,30 +275,38 @@ pub fn charset_name(collation: u64) -> &'static str {
     CHARSETS.iter().rev().find(|(_, known)| *known == collation).map_or("binary", |(name, _)| *name)
 }
 
-/// The labels in `enum('a','it''s')`.
+/// The labels in `enum('a','it''s')`. The servers write four bytes with a backslash whatever the SQL mode is, and all others as they are.
 fn labels(full_type: &str) -> Vec<Vec<u8>> {
     let mut labels = Vec::new();
     let mut rest = full_type;
     while let Some((_, inside)) = rest.split_once('\'') {
-        let mut label = String::new();
-        let mut tail = inside;
-        loop {
-            let Some((text, behind)) = tail.split_once('\'') else { return labels };
-            label.push_str(text);
-            match behind.strip_prefix('\'') {
-                Some(more) => {
-                    label.push('\'');
-                    tail = more;
-                }
-                None => {
-                    rest = behind;
-                    break;
-                }
-            }
-        }
+        let Some((label, behind)) = label(inside) else { return labels };
         labels.push(label.into_bytes());
+        rest = behind;
     }
     labels
+}
+
+/// The label up to its closing quote, and what is behind that.
+fn label(inside: &str) -> Option<(String, &str)> {
+    let mut label = String::new();
+    let mut tail = inside;
+    loop {
+        let (text, behind) = tail.split_at(tail.find(['\'', '\\'])?);
+        label.push_str(text);
+        let mut next = behind.chars();
+        let is_quote = next.next() == Some('\'');
+        label.push(match next.next() {
+            Some('\'') if is_quote => '\'',
+            _ if is_quote => return Some((label, &behind[1..])),
+            Some('n') => '\n',
+            Some('r') => '\r',
+            Some('0') => '\0',
+            // Only a backslash is left.
+            other => other?,
+        });
+        tail = next.as_str();
+    }
 }
 
 /// A cell's text; empty for NULL.
@@ -289,7 +320,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_type_of_a_list_has_labels_or_none(text in "(enum\\()?['a,\\(\\)é]{0,30}") {
+        fn any_type_of_a_list_has_labels_or_none(text in "(enum\\()?['a,n0\\\\\\(\\)é]{0,30}") {
             let found = super::labels(&text);
             prop_assert!(found.iter().map(Vec::len).sum::<usize>() <= text.len());
         }
@@ -299,5 +330,8 @@ mod tests {
     fn labels_are_taken_out_of_their_quotes() {
         let found = super::labels("enum('a','it''s','','x,y')");
         assert_eq!(found, [&b"a"[..], b"it's", b"", b"x,y"]);
+        let found = super::labels(r"enum('C:\\tmp','\n\r\0','\\','\\''z','last')");
+        assert_eq!(found, [&b"C:\\tmp"[..], b"\n\r\0", b"\\", b"\\'z", b"last"]);
+        assert!(super::labels(r"enum('a\").is_empty());
     }
 }

@@ -149,9 +149,11 @@ fn plain(codec: &Codec, text: &str) -> Option<String> {
         Codec::Uint | Codec::Enum(_) | Codec::Set(_) | Codec::Bool | Codec::Bit(_) => {
             text.parse::<u64>().ok().map(|number| number.to_string())
         }
-        // A plain number with a point would be a decimal.
+        // A plain number with a point would be a decimal. A float is compared as the double that is exactly its value.
         Codec::Float | Codec::Double => {
-            text.parse::<f64>().ok().filter(|number| number.is_finite()).map(|number| format!("{number:e}"))
+            let is_float = matches!(codec, Codec::Float);
+            let number = if is_float { text.parse::<f32>().ok().map(f64::from) } else { text.parse().ok() };
+            number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"))
         }
         Codec::Decimal { .. } => {
             let digits = text.strip_prefix('-').unwrap_or(text);

@@ -92,7 +92,7 @@ impl Connection {
             connection
                 .query(
                     "SET NAMES utf8mb4, time_zone = '+00:00', sql_mode = '', autocommit = 1, sql_quote_show_create = 1, \
-                     net_write_timeout = 600, net_read_timeout = 600",
+                     net_write_timeout = 600, net_read_timeout = 600, sql_select_limit = 18446744073709551615, sql_big_selects = 1",
                 )
                 .await?;
             if connection.flavour == Flavour::Mysql {

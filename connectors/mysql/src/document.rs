@@ -12,6 +12,8 @@ use crate::{
 
 /// The server nests no deeper.
 pub const MAX_DEPTH: u32 = 100;
+/// Bytes in a line of base64, of 76 letters.
+const LINE_BYTES: usize = 57;
 /// Text is at most so many times as long as the bytes: what is made up can point at the same bytes again and again.
 const MAX_GROWTH: usize = 16;
 
@@ -113,7 +115,13 @@ impl<'a> Writer<'a> {
             field::DATE | field::TIME | field::DATETIME | field::TIMESTAMP => self.moment(kind, Cursor::new(raw).u64()? as i64),
             _ => {
                 let kind = if kind == field::VAR_STRING { field::VARCHAR } else { kind };
-                self.text(&format!("\"base64:type{kind}:{}\"", STANDARD.encode(raw)));
+                self.text(&format!("\"base64:type{kind}:"));
+                for (at, line) in raw.chunks(LINE_BYTES).enumerate() {
+                    // A line's end, as it is written in JSON.
+                    self.text(if at > 0 { "\\n" } else { "" });
+                    self.text(&STANDARD.encode(line));
+                }
+                self.out.push(b'"');
                 Ok(())
             }
         }

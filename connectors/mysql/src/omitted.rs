@@ -22,8 +22,12 @@ pub async fn faults(connection: &mut Connection, tables: &[Selected]) -> Result<
         let (only, without) = (listed(2), listed(3));
         let mut databases: Vec<&str> = tables.iter().map(|(facts, _)| facts.database.as_str()).collect();
         databases.dedup();
+        // MariaDB compares these names letter by letter even where it keeps all names in small letters.
+        let folds = connection.flavour == Flavour::Mysql && folds(connection).await?;
+        let is_same =
+            |name: &str, database: &str| if folds { name.to_lowercase() == database.to_lowercase() } else { name == database };
         for database in databases {
-            let is_in = |names: &[&str]| names.iter().any(|name| name.eq_ignore_ascii_case(database));
+            let is_in = |names: &[&str]| names.iter().any(|name| is_same(name, database));
             let option = match (only.is_empty(), is_in(&only), is_in(&without)) {
                 (false, false, _) => "binlog_do_db",
                 (true, _, true) => "binlog_ignore_db",

@@ -33,9 +33,11 @@ use crate::{
 /// Smaller tables are read as one range.
 const MIN_SPLIT: u64 = 200_000;
 
-/// What the session of a chunk has beside what every session has. Nobody is to wait for long behind a chunk that waits for a lock.
-const PINNED: &str =
-    "SET SESSION lock_wait_timeout = 2, sql_select_limit = DEFAULT, sql_big_selects = 1, character_set_results = utf8mb4";
+/// What the session of a chunk has beside what every session has. Nobody is to wait for long behind a chunk that waits for a lock. What
+/// has no index to be read by is sorted by all of a key that can be in one, and in a memory that has room for that: a row that is sorted by
+/// its beginning alone can stand behind the key at which the next chunk begins.
+const PINNED: &str = "SET SESSION lock_wait_timeout = 2, max_sort_length = 65536, sort_buffer_size = 8388608, \
+                      character_set_results = utf8mb4";
 
 /// What the stream that is open now is read from, and what its readers share.
 #[derive(Clone)]

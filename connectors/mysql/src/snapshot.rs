@@ -6,13 +6,15 @@ use headwater_connector::{Gate, Position, Result, Snapshot, fault};
 
 use crate::{
     catalog::cell,
-    connection::{Connection, Flavour},
-    error::protocol,
+    connection::{self, Connection, Flavour},
+    error::{ServerError, protocol},
     gate::{Awaited, committing},
     gtid::{Gtid, GtidSet},
     inspect,
     position::{Mark, Place, Spot},
-    trail::Trail,
+    trail::{Doubt, Trail},
+    wire::Cursor as Bytes,
+    xid::Xid,
 };
 
 /// Events that only say how to read a file, and end up between a snapshot's place and the end of the binlog.
@@ -65,6 +67,8 @@ async fn begin_mysql(connection: &mut Connection, gate: Option<&Awaited>) -> Res
 
 /// Begins the transaction of a chunk on MariaDB, which says at which place of the binlog the snapshot stands.
 async fn begin_mariadb(connection: &mut Connection, gate: Option<&Awaited>, trail: &Trail) -> Result<Taken> {
+    let end = inspect::spot(connection).await?.mark();
+    let doubt = Doubt { names: prepared(connection).await?, end };
     connection.query("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY").await?;
     let rows = connection.query("SHOW STATUS LIKE 'binlog_snapshot_%'").await?;
     let value = |name: &str| rows.iter().find(|row| cell(row, 0).eq_ignore_ascii_case(name)).map(|row| cell(row, 1));
@@ -87,10 +91,27 @@ async fn begin_mariadb(connection: &mut Connection, gate: Option<&Awaited>, trai
         let words = format!("the transactions at {}:{} of the binlog to be committed", spot.file, spot.at);
         return Ok(Taken::Waiting(words));
     }
-    match trail.cut(at) {
+    if trail.lacks(&doubt, floor) {
+        return Ok(Taken::Waiting("prepared transactions to be committed".to_owned()));
+    }
+    match trail.cut(at, doubt) {
         Some(seen) => Ok(Taken::Snapshot { seen, barrier: Some(spot) }),
         None => Ok(Taken::Waiting("the stream to be opened".to_owned())),
     }
+}
+
+/// What is prepared now, or not done yet with its XA COMMIT.
+async fn prepared(connection: &mut Connection) -> Result<Vec<Xid>> {
+    let mut names = Vec::new();
+    let take = |row: &[u8], columns: usize| {
+        let mut row = Bytes::new(row);
+        // A name need not be text.
+        let cells = (0..columns).map(|_| Ok(connection::cell(&mut row)?.unwrap_or_default())).collect::<Result<Vec<_>>>()?;
+        names.push(Xid::of_list(&cells).ok_or_else(|| protocol("the name of a prepared transaction cannot be read"))?);
+        Ok(())
+    };
+    connection.query_rows("XA RECOVER", take).await?.map_err(ServerError::into_error)?;
+    Ok(names)
 }
 
 /// The place of the next transaction at or behind a snapshot. The server counts a file's first events only with the first commit behind them.

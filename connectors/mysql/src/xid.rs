@@ -20,6 +20,15 @@ impl Xid {
         Ok(Self { format, global, branch })
     }
 
+    /// A row of XA RECOVER: format, the lengths of both parts, and the parts.
+    pub fn of_list(row: &[&[u8]]) -> Option<Self> {
+        let [format, global, branch, data] = *row else { return None };
+        let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
+        let (global, rest) = data.split_at_checked(usize::try_from(number(global)?).ok()?)?;
+        let fits = i64::try_from(rest.len()).ok()? == number(branch)?;
+        fits.then(|| Some(Self { format: number(format)? as u32, global: global.to_vec(), branch: rest.to_vec() }))?
+    }
+
     /// As the servers write it behind XA COMMIT: `X'6f6e65',X'',1`.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let mut parts = std::str::from_utf8(text).ok()?.trim().splitn(3, ',');
@@ -50,6 +59,10 @@ mod tests {
         let found = Xid::of_event(&body);
         assert_eq!(found.ok(), Xid::parse(b" X'6f6e65',X'6162',1"));
         assert!(Xid::parse(b"X'6f6e65',X'',1").is_some_and(|xid| xid.branch.is_empty()));
+        assert_eq!(Xid::of_list(&[b"1", b"3", b"2", b"oneab"]), Xid::of_event(&body).ok());
+        for (global, branch) in [(&b"6"[..], &b"0"[..]), (b"3", b"1"), (b"-1", b"6"), (b"", b"5")] {
+            assert_eq!(Xid::of_list(&[b"1", global, branch, b"oneab"]), None);
+        }
         for text in [&b""[..], b"X'6f6',X'',1", b"X'zz',X'',1", b"'one',X'',1", b"X'6f',X''", b"X'6f',X'',x", b"X'6f"] {
             assert!(Xid::parse(text).is_none(), "{text:?}");
         }

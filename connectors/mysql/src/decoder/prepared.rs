@@ -246,6 +246,7 @@ impl Decoder {
 
     /// XA COMMIT of what was prepared: its rows are changes of this transaction.
     pub(super) fn commit_prepared(&mut self, xid: &Xid, header: &Header, body: &[u8]) -> Result<Event> {
+        self.trail.iter().for_each(|trail| trail.commits(xid));
         if self.prepared.is_replayed() {
             return self.end();
         }

@@ -1,11 +1,22 @@
 //! Rows that are in tables already, chunk by chunk, on both flavours.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    sync::OnceLock,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use headwater_connector::{Batch, Chunk, ChunkRead, ChunkRequest, Condition, Source, SourceConnector, TableReader};
+use headwater_connector::{
+    Batch, Chunk, ChunkRead, ChunkRequest, Condition, ConnectorKind, Limits, Schema, Source, SourceConnector, SourceContext,
+    TableReader,
+};
 use serde_json::json;
 
-use crate::support::{Flavour, on_both, shared, show, start};
+use crate::{
+    support::{Flavour, Server, on_both, shared, show, start},
+    types::{Images, gather},
+};
 
 /// A request for all rows of a table.
 pub fn whole(table: &str) -> ChunkRequest {
@@ -49,6 +60,22 @@ async fn in_pieces(reader: &mut dyn TableReader, table: &str, rows: usize, filte
 /// A connector over a database whose stream is open, and a reader of it.
 async fn opened(flavour: Flavour, database: &str) -> (Box<dyn SourceConnector>, Box<dyn Source>, Box<dyn TableReader>) {
     let connector = shared(flavour).connector(database, json!({}));
+    let first = start(&*connector).await;
+    let source = connector.open(&first.identity, &first.position).await.unwrap_or_else(|error| panic!("{error}"));
+    let reader = connector.reader().await.expect("a reader");
+    (connector, source, reader)
+}
+
+/// The same where the config names the key of the database's table `t`.
+async fn opened_with_key(
+    server: &Server,
+    database: &str,
+    key: &[&str],
+) -> (Box<dyn SourceConnector>, Box<dyn Source>, Box<dyn TableReader>) {
+    let keys = vec![(format!("{database}.t"), key.iter().map(|&column| column.to_owned()).collect())];
+    let context = SourceContext { connector: database.into(), prefix: "hw".into(), keys };
+    let options = json!({ "url": server.url(), "tables": [format!("{database}.*")], "backfill": "never" });
+    let connector = headwater_mysql::MYSQL.source(&context, options).unwrap_or_else(|faults| panic!("{faults:?}"));
     let first = start(&*connector).await;
     let source = connector.open(&first.identity, &first.position).await.unwrap_or_else(|error| panic!("{error}"));
     let reader = connector.reader().await.expect("a reader");
@@ -182,7 +209,196 @@ async fn a_table_that_cannot_be_read_says_why(flavour: Flavour) {
     reader.close().await;
 }
 
+/// What a connector over one table `t` makes of rows: how the stream and how a chunk have them, as schema and cells.
+async fn both_ways(flavour: Flavour, create: &str, insert: &str) -> [Vec<(Schema, Vec<String>)>; 2] {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("USE {database};\nSET sql_mode = '';\nCREATE TABLE t {create}"));
+    let (connector, mut source, mut reader) = opened(flavour, &database).await;
+    server.sql(&format!("USE {database};\nSET sql_mode = '';\nINSERT INTO t {insert}"));
+    let count: usize = server.sql(&format!("SELECT count(*) FROM {database}.t")).parse().expect("a number");
+    let (mut streamed, mut read, mut seen) = (Images::new(), Images::new(), 0);
+    while seen < count {
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &Limits::default()).await.unwrap_or_else(|error| panic!("{seen}: {error}"));
+        seen += batch.changes().len();
+        gather(&batch, &mut streamed);
+    }
+    let (table, mut batch) = (format!("{database}.t"), Batch::default());
+    chunk(&mut *reader, &whole(&table), &mut batch).await;
+    gather(&batch, &mut read);
+    reader.close().await;
+    drop(connector);
+    [streamed, read].map(|mut images| images.remove(&table).expect("rows"))
+}
+
+/// The catalogue writes what a label holds with escapes, which were taken for the label's own letters.
+async fn labels_with_backslashes_were_others_in_a_chunk(flavour: Flavour) {
+    let labels = [r"C:\\tmp", "it''s", r"n\nl", r"r\rr", r"z\0z", r"t\tt", r"ctl\Zx", r"pc\%x", r"two\\\\n", r"end\\", "é\"q"];
+    let list = labels.map(|label| format!("'{label}'")).join(",");
+    let rows: Vec<String> = (1..=labels.len()).map(|at| format!("({at}, {at}, {})", 1 << (at - 1))).collect();
+    let create = format!("(id int PRIMARY KEY, e enum({list}), s set({list}))");
+    let [streamed, read] = both_ways(flavour, &create, &format!("VALUES {}", rows.join(","))).await;
+    assert_eq!(streamed, read);
+    assert!(format!("{:?}", streamed[0].1).contains(r"C:\\\\tmp"), "{:?}", streamed[0].1);
+}
+
+/// Without a primary key the first of the alphabet was taken, and the server takes the first that was made.
+async fn the_unique_index_that_the_server_promoted_was_not_the_key_of_a_chunk(flavour: Flavour) {
+    let tables = [
+        ("(a INT NOT NULL, b INT NOT NULL, UNIQUE KEY z (a), UNIQUE KEY y (b))", vec!["a"]),
+        ("(a INT NOT NULL, b INT NOT NULL, c INT NOT NULL, UNIQUE KEY z (b, a), UNIQUE KEY y (c))", vec!["b", "a"]),
+        (
+            "(a varchar(20) NOT NULL, b INT NOT NULL, c INT NOT NULL, UNIQUE KEY a (a(5)), UNIQUE KEY z (c), UNIQUE KEY b (b))",
+            vec!["c"],
+        ),
+    ];
+    for (create, key) in tables {
+        let columns = if create.contains("c INT") { "(1, 2, 3), (4, 5, 6)" } else { "(1, 2), (3, 4)" };
+        let [streamed, read] = both_ways(flavour, create, &format!("VALUES {columns}")).await;
+        assert_eq!(read[0].0.key_names(), key, "{create}");
+        assert_eq!(streamed, read);
+    }
+}
+
+/// The server breaks the lines of a long text of bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_bytes_in_a_document_were_one_line_in_the_stream_only() {
+    let rows: Vec<String> = [0, 1, 56, 57, 58, 114, 115, 1000]
+        .map(|len| format!("({len}, JSON_OBJECT('b', CAST(REPEAT('x', {len}) AS BINARY)))"))
+        .into();
+    let [streamed, read] = both_ways(Flavour::Mysql, "(id int PRIMARY KEY, d json)", &format!("VALUES {}", rows.join(","))).await;
+    assert_eq!(streamed, read);
+}
+
+/// A server whose sessions get little of everything unless they ask for more.
+fn cramped(flavour: Flavour) -> &'static Server {
+    static CRAMPED: [OnceLock<Server>; 2] = [const { OnceLock::new() }; 2];
+    CRAMPED[flavour as usize].get_or_init(|| {
+        let server = Server::start(flavour, &["--max-sort-length=8", "--sort-buffer-size=32768"]);
+        server.sql("SET GLOBAL sql_select_limit = 3");
+        server
+    })
+}
+
+/// The server cuts every answer where it is told to, and says nothing of it.
+async fn tables_and_columns_behind_the_servers_limit_of_rows_were_missing(flavour: Flavour) {
+    let server = cramped(flavour);
+    let database = server.database();
+    let tables: Vec<String> =
+        (0..5).map(|at| format!("CREATE TABLE t{at} (a int PRIMARY KEY, b int, c int, d int, e int)")).collect();
+    server.sql(&format!("USE {database};\n{}", tables.join(";\n")));
+    let found = server.connector(&database, json!({})).tables().await.unwrap_or_else(|errors| panic!("{errors:?}"));
+    assert_eq!(found.iter().map(|table| table.schema.columns.len()).collect::<Vec<_>>(), [5; 5]);
+}
+
+/// A chunk that has no index to read by sorted what it read by the first letters of each value, and rows that share them were passed by.
+async fn rows_that_begin_alike_were_skipped(flavour: Flavour) {
+    let server = cramped(flavour);
+    let database = server.database();
+    let beginning = "a".repeat(600);
+    let rows: Vec<String> = (0..40).map(|id| format!("({id}, '{beginning}{:02}')", (id * 7) % 40)).collect();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE t (id int PRIMARY KEY, url varchar(700) NOT NULL);\nINSERT INTO t VALUES {};\n\
+         CREATE TABLE p (url longtext NOT NULL, id int, PRIMARY KEY (url(602)));\nINSERT INTO p SELECT url, id FROM t",
+        rows.join(",")
+    ));
+    let (_connector, _source, mut reader) = opened_with_key(server, &database, &["url", "id"]).await;
+    for table in ["t", "p"] {
+        let found = in_pieces(&mut *reader, &format!("{database}.{table}"), 3, None).await;
+        assert_eq!(found.len(), 40, "{table}");
+    }
+    reader.close().await;
+}
+
+/// An index that the optimizer must not use cannot be named in a statement.
+async fn a_chunk_was_read_by_an_index_that_is_hidden(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    let hidden = if flavour == Flavour::Mysql { "INVISIBLE" } else { "IGNORED" };
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE t (id int PRIMARY KEY, e int NOT NULL, UNIQUE u (e) {hidden});\n\
+         INSERT INTO t VALUES (1, 30), (2, 20), (3, 10)"
+    ));
+    let (_connector, _source, mut reader) = opened_with_key(server, &database, &["e"]).await;
+    assert_eq!(in_pieces(&mut *reader, &format!("{database}.t"), 2, None).await, ["3,10", "2,20", "1,30"]);
+    reader.close().await;
+}
+
+/// The servers compare a float as a double, and the nearest double of what an event has is another number.
+async fn a_float_that_was_asked_for_was_not_found(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!(
+        "USE {database};\nCREATE TABLE t (f float PRIMARY KEY);\nINSERT INTO t VALUES (1.1), (-3.4e38), (0.5), (7)"
+    ));
+    let (connector, _source, mut reader) = opened(flavour, &database).await;
+    let table = format!("{database}.t");
+    let all = in_pieces(&mut *reader, &table, 1, None).await;
+    assert_eq!(all, ["-3.4e38", "0.5", "1.1", "7"]);
+    let keys: Vec<_> = all.iter().map(|float| vec![float.clone()]).collect();
+    let mut batch = Batch::default();
+    chunk(&mut *reader, &ChunkRequest { keys: Some(keys.into()), ..whole(&table) }, &mut batch).await;
+    assert_eq!(batch.changes().len(), 4);
+    let tables = connector.tables().await.unwrap_or_else(|errors| panic!("{errors:?}"));
+    let wrong = connector.condition(&tables[0].schema, &Condition::From { column: "f", value: "1e39" }).await;
+    assert_eq!(wrong.expect_err("no float").code().id, "HW3039");
+    reader.close().await;
+}
+
+/// The end of a prepared transaction is in MariaDB's binlog a moment before its rows are visible, and a chunk of that moment had seen it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_counted_as_seen_before_its_rows_were() {
+    let server = shared(Flavour::Mariadb);
+    let database = server.database();
+    server.sql(&format!("USE {database};\nCREATE TABLE t (id int PRIMARY KEY)"));
+    let (_connector, mut source, mut reader) = opened(Flavour::Mariadb, &database).await;
+    // One that is only prepared keeps no chunk from being read.
+    server.sql(&format!("USE {database};\nXA START x'ff00', 'x', 7;\nINSERT INTO t VALUES (0);\nXA END x'ff00', 'x', 7;\nXA PREPARE x'ff00', 'x', 7"));
+    let (writers, each) = (12, 800);
+    let write = |writer: usize| {
+        let cycle =
+            |id| format!("XA START '{id}';\nINSERT INTO t VALUES ({id});\nXA END '{id}';\nXA PREPARE '{id}';\nXA COMMIT '{id}'");
+        let cycles: Vec<String> = (writer * each..(writer + 1) * each).map(cycle).collect();
+        let sql = format!("USE {database};\n{}", cycles.join(";\n"));
+        std::thread::spawn(move || server.sql(&sql))
+    };
+    let writing: Vec<_> = (1..=writers).map(write).collect();
+    let mut chunks = Vec::new();
+    while chunks.is_empty() || !writing.iter().all(JoinHandle::is_finished) {
+        let mut batch = Batch::default();
+        let read = chunk(&mut *reader, &whole(&format!("{database}.t")), &mut batch).await;
+        let rows = batch.changes().iter().map(|change| batch.values(change.after.expect("a row")).map(show).collect());
+        chunks.push((read.seen, rows.collect::<HashSet<String>>()));
+    }
+    let mut committed: Vec<(String, String)> = Vec::new();
+    while committed.len() < writers * each {
+        let mut batch = Batch::default();
+        source.next_batch(&mut batch, &Limits::default()).await.unwrap_or_else(|error| panic!("{error}"));
+        for change in batch.changes() {
+            let transaction = batch.transaction_id(&batch.transactions()[change.transaction as usize]);
+            committed.push((transaction.to_owned(), batch.values(change.after.expect("a row")).map(show).collect()));
+        }
+    }
+    server.sql("XA ROLLBACK x'ff00', 'x', 7");
+    let mut count = 0;
+    for (snapshot, rows) in &chunks {
+        for (_, id) in committed.iter().filter(|(transaction, _)| snapshot.sees(transaction)) {
+            assert!(rows.contains(id), "{id} is not in a chunk that counts it");
+            count += 1;
+        }
+    }
+    assert!(count > 0, "some of it was seen");
+    reader.close().await;
+}
+
 on_both! {
+    tables_and_columns_behind_the_servers_limit_of_rows_were_missing
+    a_chunk_was_read_by_an_index_that_is_hidden
+    a_float_that_was_asked_for_was_not_found
+    labels_with_backslashes_were_others_in_a_chunk
+    the_unique_index_that_the_server_promoted_was_not_the_key_of_a_chunk
+    rows_that_begin_alike_were_skipped
     every_key_is_read_in_pieces_in_the_servers_order
     a_condition_that_few_rows_meet_is_read_to_the_end
     a_table_is_split_where_its_rows_are

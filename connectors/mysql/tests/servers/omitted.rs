@@ -31,6 +31,17 @@ async fn a_binlog_without_the_database_is_refused(flavour: Flavour) {
     assert_eq!(shop.prepare().await.expect_err("changes are left out").code().id, "HW3043");
 }
 
+/// The names of a filter were compared without their capitals everywhere.
+async fn a_filter_for_a_database_in_other_capitals_was_taken_for_this_ones(flavour: Flavour) {
+    let server = Server::start(flavour, &["--binlog-do-db=SHOP"]);
+    server.sql("CREATE DATABASE shop;\nCREATE TABLE shop.items (id int PRIMARY KEY)");
+    let before = server.sql("SHOW BINARY LOGS");
+    server.sql("USE shop;\nINSERT INTO items VALUES (1)");
+    assert_eq!(server.sql("SHOW BINARY LOGS"), before, "the server leaves it out");
+    let shop = server.connector("shop", json!({}));
+    assert_eq!(shop.prepare().await.expect_err("changes are left out").code().id, "HW3043");
+}
+
 /// M24: a replica that keeps what it gets to itself.
 async fn a_replica_that_does_not_log_is_refused(flavour: Flavour) {
     let (setting, source) = match flavour {
@@ -161,6 +172,7 @@ async fn what_the_user_cannot_see_is_not_harmless(flavour: Flavour) {
 }
 
 on_both! {
+    a_filter_for_a_database_in_other_capitals_was_taken_for_this_ones
     a_binlog_without_the_database_is_refused
     a_replica_that_does_not_log_is_refused
     a_statement_that_reaches_a_captured_table_stops

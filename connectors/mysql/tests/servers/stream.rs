@@ -319,7 +319,22 @@ async fn the_same_replica_twice_stops_one(flavour: Flavour) {
     assert_eq!(second.read(2).await.len(), 2);
 }
 
+/// A stream that ended was taken for one that had brought everything.
+async fn changes_behind_a_stream_that_ended_were_no_lag(flavour: Flavour) {
+    let server = shared(flavour);
+    let database = server.database();
+    server.sql(&format!("CREATE TABLE {database}.items (id int PRIMARY KEY)"));
+    let connector = server.connector(&database, json!({}));
+    let at = start(&*connector).await;
+    let reader = Reader::open(&*connector, &at).await;
+    let monitor = reader.source.monitor();
+    drop(reader);
+    server.sql(&format!("INSERT INTO {database}.items VALUES (1)"));
+    assert!(monitor.lag_bytes(&at.position).await.expect("an answer") > 0);
+}
+
 on_both! {
+    changes_behind_a_stream_that_ended_were_no_lag
     compressed_rows_come_out_whole
     rotations_and_checksums_are_passed
     ddl_flows_from_the_next_row
