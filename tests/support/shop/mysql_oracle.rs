@@ -44,7 +44,7 @@ impl<'a> Binlog<'a> {
             let query = format!("SHOW BINLOG EVENTS IN '{file}'");
             let rows = match session.query(&query) {
                 Ok(rows) => rows,
-                Err(error) if error.to_string().contains("(1220)") => before_the_tear(session, &query),
+                Err(error) if error.contains("(1220)") => before_the_tear(session, &query),
                 Err(error) => panic!("{query}: {error}"),
             };
             let cell = |row: &[Option<String>], at: usize| row[at].clone().unwrap_or_default();
