@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use headwater_connector::{Result, codes as shared};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     inspect,
     position::{Place, Spot},
     stops,
-    stream::Stream,
+    stream::{Chunk, Stream},
 };
 
 /// An idle server says so this often.
@@ -64,29 +65,20 @@ pub async fn born(connection: Connection, file: &str) -> Result<u32> {
 /// Whether a file of MariaDB has the end of a transaction too, whose beginning stands behind the spot. Its name does not tell it: the next
 /// transaction behind one that has no end gets the same.
 pub async fn has_end_of(connection: Connection, spot: &Spot, gtid: MariaGtid) -> Result<bool> {
-    let mut stream = request(connection, &of_file(spot)?, (NON_BLOCK, NOBODY), MAX_GLANCE).await?;
+    let mut glance = Glance::begin(connection, &of_file(spot)?).await?;
     let mut is_inside = false;
-    loop {
-        let mut chunk = match stream.next().await {
-            Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(false),
-            chunk => chunk?,
-        };
-        while let Some(event) = chunk.next_event() {
-            let event = match event {
-                // It says so of a file that ends within an event; of one that is torn in between, the next file comes.
-                Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(false),
-                event => event?,
-            };
-            let Some((kind, body)) = event.get(4).zip(event.get(HEAD..)) else { return Err(torn("an event")) };
-            match *kind {
-                kind::XID | kind::XA_PREPARE if is_inside => return Ok(true),
-                kind::QUERY if is_inside && Query::parse(body).is_ok_and(|query| ends(query.text)) => return Ok(true),
-                kind::MARIA_GTID | kind::FORMAT_DESCRIPTION if is_inside => return Ok(false),
-                kind::MARIA_GTID => is_inside = binlog::is_maria_gtid(body, gtid),
-                _ => {}
-            }
+    // The server says so of a file that ends within an event; behind one that ends between two of them comes the next file.
+    while let Some(event) = glance.next().await? {
+        let Some((kind, body)) = event.get(4).zip(event.get(HEAD..)) else { return Err(torn("an event")) };
+        match *kind {
+            kind::XID | kind::XA_PREPARE if is_inside => return Ok(true),
+            kind::QUERY if is_inside && Query::parse(body).is_ok_and(|query| ends(query.text)) => return Ok(true),
+            kind::MARIA_GTID | kind::FORMAT_DESCRIPTION if is_inside => return Ok(false),
+            kind::MARIA_GTID => is_inside = binlog::is_maria_gtid(body, gtid),
+            _ => {}
         }
     }
+    Ok(false)
 }
 
 /// What may stand behind a word that ends a transaction is a checksum.
@@ -101,22 +93,43 @@ fn of_file(spot: &Spot) -> Result<Place> {
 }
 
 async fn time_of_first(connection: Connection, place: &Place, is_wanted: fn(u8) -> bool) -> Result<Option<u32>> {
-    let mut stream = request(connection, place, (NON_BLOCK, NOBODY), MAX_GLANCE).await?;
-    loop {
-        let mut chunk = match stream.next().await {
-            Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(None),
-            chunk => chunk?,
-        };
-        while let Some(event) = chunk.next_event() {
-            let event = match event {
-                Err(error) if error.code().id == shared::CONNECTION_LOST.id => return Ok(None),
-                event => event?,
-            };
-            if let Some((time, kind)) = event.first_chunk::<4>().zip(event.get(4))
-                && is_wanted(*kind)
-            {
-                return Ok(Some(u32::from_le_bytes(*time)));
+    let mut glance = Glance::begin(connection, place).await?;
+    while let Some(event) = glance.next().await? {
+        if let Some((time, kind)) = event.first_chunk::<4>().zip(event.get(4))
+            && is_wanted(*kind)
+        {
+            return Ok(Some(u32::from_le_bytes(*time)));
+        }
+    }
+    Ok(None)
+}
+
+/// What the server has now behind a place, event by event.
+struct Glance {
+    stream: Stream,
+    chunk: Option<Chunk>,
+}
+
+impl Glance {
+    async fn begin(connection: Connection, place: &Place) -> Result<Self> {
+        let stream = request(connection, place, (NON_BLOCK, NOBODY), MAX_GLANCE).await?;
+        Ok(Self { stream, chunk: None })
+    }
+
+    /// None where the server ends it.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let event = loop {
+            if let Some(event) = self.chunk.as_mut().and_then(Chunk::next_event) {
+                break event;
             }
+            match self.stream.next().await {
+                Ok(chunk) => self.chunk = Some(chunk),
+                Err(error) => break Err(error),
+            }
+        };
+        match event {
+            Err(error) if error.code().id == shared::CONNECTION_LOST.id => Ok(None),
+            event => event.map(Some),
         }
     }
 }

@@ -8,14 +8,13 @@ use std::{
 };
 
 use headwater_connector::{
-    Batch, Chunk, ChunkRead, ChunkRequest, Condition, ConnectorKind, Limits, Schema, Source, SourceConnector, SourceContext,
-    TableReader,
+    Batch, Chunk, ChunkRead, ChunkRequest, Condition, ConnectorKind, Limits, Source, SourceConnector, SourceContext, TableReader,
 };
 use serde_json::json;
 
 use crate::{
     support::{Flavour, Server, on_both, shared, show, start},
-    types::{Images, gather},
+    types::{Written, chunk_and_stream_have_the_same},
 };
 
 /// A request for all rows of a table.
@@ -209,66 +208,44 @@ async fn a_table_that_cannot_be_read_says_why(flavour: Flavour) {
     reader.close().await;
 }
 
-/// What a connector over one table `t` makes of rows: how the stream and how a chunk have them, as schema and cells.
-async fn both_ways(flavour: Flavour, create: &str, insert: &str) -> [Vec<(Schema, Vec<String>)>; 2] {
-    let server = shared(flavour);
-    let database = server.database();
-    server.sql(&format!("USE {database};\nSET sql_mode = '';\nCREATE TABLE t {create}"));
-    let (connector, mut source, mut reader) = opened(flavour, &database).await;
-    server.sql(&format!("USE {database};\nSET sql_mode = '';\nINSERT INTO t {insert}"));
-    let count: usize = server.sql(&format!("SELECT count(*) FROM {database}.t")).parse().expect("a number");
-    let (mut streamed, mut read, mut seen) = (Images::new(), Images::new(), 0);
-    while seen < count {
-        let mut batch = Batch::default();
-        source.next_batch(&mut batch, &Limits::default()).await.unwrap_or_else(|error| panic!("{seen}: {error}"));
-        seen += batch.changes().len();
-        gather(&batch, &mut streamed);
-    }
-    let (table, mut batch) = (format!("{database}.t"), Batch::default());
-    chunk(&mut *reader, &whole(&table), &mut batch).await;
-    gather(&batch, &mut read);
-    reader.close().await;
-    drop(connector);
-    [streamed, read].map(|mut images| images.remove(&table).expect("rows"))
-}
-
 /// The catalogue writes what a label holds with escapes, which were taken for the label's own letters.
 async fn labels_with_backslashes_were_others_in_a_chunk(flavour: Flavour) {
     let labels = [r"C:\\tmp", "it''s", r"n\nl", r"r\rr", r"z\0z", r"t\tt", r"ctl\Zx", r"pc\%x", r"two\\\\n", r"end\\", "é\"q"];
     let list = labels.map(|label| format!("'{label}'")).join(",");
-    let rows: Vec<String> = (1..=labels.len()).map(|at| format!("({at}, {at}, {})", 1 << (at - 1))).collect();
-    let create = format!("(id int PRIMARY KEY, e enum({list}), s set({list}))");
-    let [streamed, read] = both_ways(flavour, &create, &format!("VALUES {}", rows.join(","))).await;
-    assert_eq!(streamed, read);
-    assert!(format!("{:?}", streamed[0].1).contains(r"C:\\\\tmp"), "{:?}", streamed[0].1);
+    let rows = (1..=labels.len()).map(|at| format!("{at}, {at}, {}", 1 << (at - 1))).collect();
+    let table = (format!("id int PRIMARY KEY, e enum({list}), s set({list})"), "id, e, s".to_owned(), rows);
+    let images = chunk_and_stream_have_the_same(flavour, &[table]).await;
+    assert!(format!("{images:?}").contains(r#"Text(\"C:\\\\tmp\")"#), "{images:?}");
 }
 
 /// Without a primary key the first of the alphabet was taken, and the server takes the first that was made.
 async fn the_unique_index_that_the_server_promoted_was_not_the_key_of_a_chunk(flavour: Flavour) {
+    let numbers = "a INT NOT NULL, b INT NOT NULL, c INT NOT NULL";
+    let text = "a varchar(20) NOT NULL, b INT NOT NULL, c INT NOT NULL";
     let tables = [
-        ("(a INT NOT NULL, b INT NOT NULL, UNIQUE KEY z (a), UNIQUE KEY y (b))", vec!["a"]),
-        ("(a INT NOT NULL, b INT NOT NULL, c INT NOT NULL, UNIQUE KEY z (b, a), UNIQUE KEY y (c))", vec!["b", "a"]),
-        (
-            "(a varchar(20) NOT NULL, b INT NOT NULL, c INT NOT NULL, UNIQUE KEY a (a(5)), UNIQUE KEY z (c), UNIQUE KEY b (b))",
-            vec!["c"],
-        ),
+        (numbers, "UNIQUE KEY z (a), UNIQUE KEY y (b)", vec!["a"]),
+        (numbers, "UNIQUE KEY z (b, a), UNIQUE KEY y (c)", vec!["b", "a"]),
+        (text, "UNIQUE KEY a (a(5)), UNIQUE KEY z (c), UNIQUE KEY b (b)", vec!["c"]),
     ];
-    for (create, key) in tables {
-        let columns = if create.contains("c INT") { "(1, 2, 3), (4, 5, 6)" } else { "(1, 2), (3, 4)" };
-        let [streamed, read] = both_ways(flavour, create, &format!("VALUES {columns}")).await;
-        assert_eq!(read[0].0.key_names(), key, "{create}");
-        assert_eq!(streamed, read);
+    let rows = vec!["1, 2, 3".to_owned(), "4, 5, 6".to_owned()];
+    let written: Vec<Written> = tables
+        .iter()
+        .map(|(columns, indexes, _)| (format!("{columns}, {indexes}"), "a, b, c".to_owned(), rows.clone()))
+        .collect();
+    let images = chunk_and_stream_have_the_same(flavour, &written).await;
+    for (found, (.., key)) in images.values().zip(&tables) {
+        assert_eq!(found[0].0.key_names(), *key);
     }
 }
 
 /// The server breaks the lines of a long text of bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_bytes_in_a_document_were_one_line_in_the_stream_only() {
-    let rows: Vec<String> = [0, 1, 56, 57, 58, 114, 115, 1000]
-        .map(|len| format!("({len}, JSON_OBJECT('b', CAST(REPEAT('x', {len}) AS BINARY)))"))
+    let rows = [0, 1, 56, 57, 58, 114, 115, 1000]
+        .map(|len| format!("{len}, JSON_OBJECT('b', CAST(REPEAT('x', {len}) AS BINARY))"))
         .into();
-    let [streamed, read] = both_ways(Flavour::Mysql, "(id int PRIMARY KEY, d json)", &format!("VALUES {}", rows.join(","))).await;
-    assert_eq!(streamed, read);
+    let table = ("id int PRIMARY KEY, d json".to_owned(), "id, d".to_owned(), rows);
+    chunk_and_stream_have_the_same(Flavour::Mysql, &[table]).await;
 }
 
 /// A server whose sessions get little of everything unless they ask for more.

@@ -1,13 +1,13 @@
 //! N1, N2: what a network does between the connector and its server, and a name that leads to another server.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use headwater_connector::{Batch, Error, Kind, Limits, SourceConnector, Start};
 use serde_json::json;
 
 use crate::{
     proxy::Proxy,
-    support::{Flavour, Reader, Server, on_both, shared, show, start},
+    support::{Flavour, Reader, Server, eventually, on_both, shared, show, start},
 };
 
 const TABLE: &str = "CREATE TABLE items (id int PRIMARY KEY, name text)";
@@ -56,11 +56,7 @@ async fn a_connection_that_only_looks_open_is_given_up(flavour: Flavour) {
     let connector = server.connector(&database, json!({ "url": url }));
     let mut again = Reader::open(&*connector, &at).await;
     assert_eq!(again.read(1).await, ["Insert items 2,b"]);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while old(server) != "0" {
-        assert!(Instant::now() < deadline, "the server still sends to a replica that has come back");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("the end of the connection of a replica that has come back", || old(server) == "0");
 }
 
 mod half_open {

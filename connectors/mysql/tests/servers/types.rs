@@ -117,16 +117,16 @@ pub fn gather(batch: &Batch, images: &mut Images) {
     }
 }
 
-/// Columns behind their `id`, the names of those that are written, and rows of them.
-type Written = (String, String, Vec<String>);
+/// A table's columns and indexes, the names of those columns that are written, and rows of them.
+pub type Written = (String, String, Vec<String>);
 
-/// Writes rows, and compares how the stream and how a chunk have them: schema, kind of value and every byte.
-async fn chunk_and_stream_have_the_same(flavour: Flavour, tables: &[Written]) {
+/// Writes rows, and compares how the stream and how a chunk have them: schema, kind of value and every byte. Returns how that is.
+pub async fn chunk_and_stream_have_the_same(flavour: Flavour, tables: &[Written]) -> Images {
     let server = shared(flavour);
     let database = server.database();
     let mut sql = format!("USE {database};\nSET sql_mode = '';\nSET time_zone = '+05:30';\n");
     for (at, (columns, ..)) in tables.iter().enumerate() {
-        sql.push_str(&format!("CREATE TABLE t{at} (id int PRIMARY KEY AUTO_INCREMENT, {columns});\n"));
+        sql.push_str(&format!("CREATE TABLE t{at} ({columns});\n"));
     }
     server.sql(&sql);
     let connector = server.connector(&database, json!({}));
@@ -167,6 +167,12 @@ async fn chunk_and_stream_have_the_same(flavour: Flavour, tables: &[Written]) {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     reader.close().await;
+    streamed
+}
+
+/// Columns behind a key that the server fills.
+fn keyed(columns: &str) -> String {
+    format!("id int PRIMARY KEY AUTO_INCREMENT, {columns}")
 }
 
 /// Every row of the table, and what it has no room for: floats of every size, in columns and in documents, and long lists.
@@ -207,7 +213,7 @@ fn compared(flavour: Flavour) -> Vec<Written> {
     } else {
         tables.push(("v inet6".into(), vec!["'::ffff:1.2.3.4'".into(), "'::1.2.3.4'".into(), "'1:0:0:2::'".into()]));
     }
-    tables.into_iter().map(|(columns, rows)| (columns, "v".to_owned(), rows)).collect()
+    tables.into_iter().map(|(columns, rows)| (keyed(&columns), "v".to_owned(), rows)).collect()
 }
 
 /// Tables with types of TYPES.md beside each other. What the binlog says of columns, it says of all that are numbers or text in turn: whoever
@@ -228,7 +234,7 @@ fn mixed(flavour: Flavour) -> Vec<Written> {
         let names: Vec<String> = (0..COLUMNS).map(|at| format!("c{at}")).collect();
         let row: Vec<&str> = chosen.iter().map(|example| example.value.as_str()).collect();
         let holes: Vec<&str> = row.iter().map(|value| if below(2) == 0 { "NULL" } else { value }).collect();
-        tables.push((columns.join(", "), names.join(", "), vec![row.join(", "), holes.join(", ")]));
+        tables.push((keyed(&columns.join(", ")), names.join(", "), vec![row.join(", "), holes.join(", ")]));
     }
     tables
 }
